@@ -1,0 +1,222 @@
+"""The compression spec: what a job is asked to do. Torch-free, strict, and the contract between app and engine.
+
+Every model forbids unknown keys and coerces nothing but whole numbers to floats. Serialised with
+`model_dump(mode="json", by_alias=True)` it is the spec "as completed with defaults" that a job gives back.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from app.spec.catalog import known_names
+from app.spec.targets import PruneTarget
+
+MAX_STEPS = 16
+DTYPES = ("float16", "bfloat16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool")
+
+
+class SpecModel(BaseModel):
+    """Strict base: unknown keys are errors, values are not coerced, what was parsed does not change."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, arbitrary_types_allowed=True)
+
+
+def _one_of(kind: str) -> AfterValidator:
+    def check(name: str) -> str:
+        if name not in known_names(kind):
+            known = ", ".join(known_names(kind))
+            raise PydanticCustomError("unknown_name", "is not in the catalog; known: {known}", {"known": known})
+        return name
+
+    return AfterValidator(check)
+
+
+def _a_size(value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise PydanticCustomError("invalid_input_shape", "a dimension is a whole number of at least 1 or a name")
+    if isinstance(value, int) and not 1 <= value <= 1 << 31:
+        raise PydanticCustomError("invalid_input_shape", "a dimension lies between 1 and 2147483648")
+    if isinstance(value, str) and not 1 <= len(value) <= 64:
+        raise PydanticCustomError("invalid_input_shape", "the name of a dimension has 1 to 64 characters")
+    return value
+
+
+def _a_whole_number(value: Any) -> Any:
+    # Literal[1] compares by value, and True == 1.0 == 1.
+    if type(value) is not int:
+        raise PydanticCustomError("wrong_type", "is a whole number")
+    return value
+
+
+Dimension = Annotated[int | str, BeforeValidator(_a_size)]
+
+
+class InputSignature(SpecModel):
+    """One input of the network: `shape` holds whole numbers, or names for dimensions that are free."""
+
+    name: str = Field(min_length=1, max_length=255)
+    dtype: Literal["float16", "bfloat16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool"] = "float32"
+    shape: list[Dimension] = Field(min_length=0, max_length=8)
+
+
+class Preprocess(SpecModel):
+    """`(float32(x) * scale - mean) / std`, mean and std on the channel axis of `layout`."""
+
+    scale: float = Field(default=1.0, gt=0, le=1e6)
+    mean: list[float] = Field(default=[0.0], min_length=1, max_length=4096)
+    std: list[Annotated[float, Field(gt=0)]] = Field(default=[1.0], min_length=1, max_length=4096)
+    layout: Literal["NCHW", "NHWC"] = "NCHW"
+
+
+class Recovery(SpecModel):
+    """What repairs a cut without labels: a least-squares refit of the consumers, then BatchNorm re-estimation."""
+
+    refit: bool = True
+    batchnorm: bool = True
+    samples: int = Field(default=512, ge=1, le=100_000)
+
+
+class PruneTargets(SpecModel):
+    """Ceilings on the uploaded model's counts; every one that is given is met."""
+
+    macs: PruneTarget | None = None
+    params: PruneTarget | None = None
+
+    @model_validator(mode="after")
+    def _at_least_one(self) -> PruneTargets:
+        if self.macs is None and self.params is None:
+            raise PydanticCustomError("target_needed", "give at least one of macs, params")
+        return self
+
+
+Glob = Annotated[str, Field(min_length=1, max_length=512)]
+
+
+class Prune(SpecModel):
+    """Remove whole coupled groups of channels until the target is met, then recover."""
+
+    structure: Annotated[str, _one_of("structures")] = "channels"
+    criterion: Annotated[str, _one_of("criteria")] = "l1"
+    scope: Literal["global", "layer"] = "global"
+    target: PruneTargets
+    include: list[Glob] = Field(default=["*"], min_length=1, max_length=1000)
+    exclude: list[Glob] = Field(default=[], max_length=1000)
+    round_to: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] = "auto"
+    recovery: Recovery | Literal["none"] = Recovery()
+
+
+class Loss(SpecModel):
+    """`hard * CE(y) + soft * kind(teacher)`; without labels `hard` is 0 (Hinton et al. 2015, arXiv 1503.02531)."""
+
+    hard: float = Field(default=0.3, ge=0, le=1000)
+    soft: float = Field(default=0.7, ge=0, le=1000)
+    kind: Annotated[str, _one_of("losses")] = "kl"
+    temperature: float = Field(default=4.0, gt=0, le=1000)
+
+    @model_validator(mode="after")
+    def _some_weight(self) -> Loss:
+        if self.hard + self.soft <= 0:
+            raise PydanticCustomError("out_of_range", "hard and soft cannot both be 0")
+        return self
+
+
+class Optimizer(SpecModel):
+    """The optimiser and its learning-rate schedule over the whole step."""
+
+    name: Annotated[str, _one_of("optimizers")] = "adamw"
+    lr: float = Field(default=1e-3, gt=0, le=10)
+    weight_decay: float = Field(default=0.0, ge=0, le=10)
+    schedule: Literal["cosine", "constant"] = "cosine"
+
+
+class Training(SpecModel):
+    """What every training step may be told."""
+
+    epochs: int = Field(default=3, ge=1, le=10_000)
+    batch_size: int = Field(default=128, ge=1, le=65_536)
+    optimizer: Optimizer = Optimizer()
+    normalisation: Literal["auto", "keep", "insert"] = "auto"
+
+
+class Distill(Training):
+    """Train the current network towards the original's outputs and, where there are labels, towards these."""
+
+    teacher: Literal["original"] = "original"
+    student: Literal["current"] = "current"
+    loss: Loss = Loss()
+
+
+class Finetune(Training):
+    """Train the current network on the labels alone."""
+
+
+class Step(SpecModel):
+    """One step of the chain: exactly one of its keys."""
+
+    prune: Prune | None = None
+    distill: Distill | None = None
+    finetune: Finetune | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _exactly_one(cls, value: Any) -> Any:
+        if isinstance(value, dict) and all(key in cls.model_fields for key in value):
+            given = [key for key, options in value.items() if options is not None]
+            if len(given) != 1:
+                raise PydanticCustomError("invalid_step", "a step has exactly one key: prune, distill or finetune")
+        return value
+
+    @property
+    def kind(self) -> str:
+        """The key that is set: `prune`, `distill` or `finetune`."""
+        return next(name for name in type(self).model_fields if getattr(self, name) is not None)
+
+
+class Evaluation(SpecModel):
+    """How figures are computed: over all held-out rows, or over a seeded sample of them."""
+
+    max_samples: int | None = Field(default=None, ge=1)
+
+
+class Limits(SpecModel):
+    """Ceilings on what one attempt may use."""
+
+    wall_seconds: int = Field(default=3600, ge=1, le=43_200)
+
+
+def default_steps() -> list[Step]:
+    """No spec at all: half of the MACs, with recovery."""
+    return [Step.model_validate({"prune": {"target": {"macs": "50%"}}})]
+
+
+class Spec(SpecModel):
+    """A whole job: the steps, in order, and what they share."""
+
+    version: Annotated[Literal[1], BeforeValidator(_a_whole_number)] = 1
+    task: Literal["classification", "regression", "none"] | None = None
+    inputs: list[InputSignature] | None = Field(default=None, min_length=1, max_length=64)
+    preprocess: Preprocess | dict[str, Preprocess] | None = None
+    steps: list[Step] = Field(default_factory=default_steps, min_length=1, max_length=MAX_STEPS)
+    evaluation: Evaluation = Evaluation()
+    limits: Limits = Limits()
+    outputs: list[Literal["onnx", "torchscript"]] | None = Field(default=None, min_length=1, max_length=2)
+    seed: int = Field(default=0, ge=0, le=2**32 - 1)
+
+    @model_validator(mode="after")
+    def _outputs_once(self) -> Spec:
+        if self.outputs and len(set(self.outputs)) != len(self.outputs):
+            raise PydanticCustomError("duplicate_output", "an output format is listed once")
+        return self
+
+    def preprocess_of(self, name: str) -> Preprocess | None:
+        """The preprocessing of one input."""
+        return self.preprocess.get(name) if isinstance(self.preprocess, dict) else self.preprocess
+
+    def as_json(self) -> dict[str, Any]:
+        """The spec with its defaults, without the keys of a step that are not set."""
+        spec = self.model_dump(mode="json")
+        spec["steps"] = [{step.kind: plain[step.kind]} for step, plain in zip(self.steps, spec["steps"], strict=True)]
+        return spec
