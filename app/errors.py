@@ -89,7 +89,9 @@ class Unprocessable(AppError):
         """One error for many fields: the top code is theirs where all share one."""
         codes = {e.code for e in errors}
         code = codes.pop() if len(codes) == 1 else "invalid_request"
-        detail = errors[0].detail if len(errors) == 1 else f"{len(errors)} fields are wrong; the first: {errors[0].detail}"
+        detail = (
+            errors[0].detail if len(errors) == 1 else f"{len(errors)} fields are wrong; the first: {errors[0].detail}"
+        )
         return cls(detail, code=code, errors=tuple(errors), hint=hint)
 
 

@@ -17,7 +17,9 @@ GIB = 1 << 30
 class Settings(BaseSettings):
     """What a process of the service may be told; every field has a default that runs on one machine."""
 
-    model_config = SettingsConfigDict(env_prefix="FEATHERWEIGHT_", env_file=".env", env_ignore_empty=True, extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix="FEATHERWEIGHT_", env_file=".env", env_ignore_empty=True, extra="ignore"
+    )
 
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
@@ -35,7 +37,9 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _refuse_an_open_door(self) -> Self:
         if self.auth == "keys":
-            raise ValueError("AUTH=keys is not built yet; set FEATHERWEIGHT_AUTH=off and keep the service on a private network")
+            raise ValueError(
+                "AUTH=keys is not built yet; set FEATHERWEIGHT_AUTH=off and keep the service on a private network"
+            )
         if self.auth is None and not self.is_loopback:
             raise ValueError(
                 f"HOST={self.host} is not loopback, and this version has no keys: anyone who can reach the port could use it. "

@@ -15,7 +15,9 @@ from typing import Any
 @functools.cache
 def load_catalog() -> dict[str, list[dict[str, Any]]]:
     """The catalog: for each kind (`criteria`, `losses`…) its entries `{name, help, needs, options}`."""
-    catalog: dict[str, list[dict[str, Any]]] = json.loads(resources.files("app.spec").joinpath("catalog.json").read_text())
+    catalog: dict[str, list[dict[str, Any]]] = json.loads(
+        resources.files("app.spec").joinpath("catalog.json").read_text()
+    )
     return catalog
 
 

@@ -58,7 +58,9 @@ def _asks_for_data(spec: Spec) -> list[FieldError]:
         if step.kind in ("distill", "finetune"):
             errors.append(FieldError(f"/spec/steps/{i}/{step.kind}", "data_needed", f"{step.kind} needs a data set"))
         elif step.prune and "recovery" in step.prune.model_fields_set and step.prune.recovery != "none":
-            errors.append(FieldError(f"/spec/steps/{i}/prune/recovery", "data_needed", "recovery needs samples to run on"))
+            errors.append(
+                FieldError(f"/spec/steps/{i}/prune/recovery", "data_needed", "recovery needs samples to run on")
+            )
     return errors
 
 
@@ -66,9 +68,19 @@ def _asks_for_labels(spec: Spec) -> list[FieldError]:
     errors = []
     for i, step in enumerate(spec.steps):
         if step.finetune:
-            errors.append(FieldError(f"/spec/steps/{i}/finetune", "labels_needed", "finetune trains on labels, and the data set has none"))
+            errors.append(
+                FieldError(
+                    f"/spec/steps/{i}/finetune", "labels_needed", "finetune trains on labels, and the data set has none"
+                )
+            )
         elif step.distill and "hard" in step.distill.loss.model_fields_set and step.distill.loss.hard > 0:
-            errors.append(FieldError(f"/spec/steps/{i}/distill/loss/hard", "labels_needed", "a hard loss needs labels, and the data set has none"))
+            errors.append(
+                FieldError(
+                    f"/spec/steps/{i}/distill/loss/hard",
+                    "labels_needed",
+                    "a hard loss needs labels, and the data set has none",
+                )
+            )
     return errors
 
 
@@ -117,7 +129,7 @@ def _check_shape(entry: dict[str, Any], field: dict[str, Any]) -> None:
 
 def _check_lengths(roles: Roles, by_name: dict[str, dict[str, Any]]) -> None:
     for split in roles.splits:
-        names = [arrays[split] for arrays in roles.inputs.values()] + [roles.labels[split]] * (split in roles.labels)
+        names = [arrays[split] for arrays in (*roles.inputs.values(), roles.labels) if split in arrays]
         lengths = {name: by_name[name]["shape"][0] for name in names if by_name[name]["shape"]}
         if len(set(lengths.values())) > 1:
             raise _mismatch(f"arrays of one split have different lengths: {lengths}")

@@ -59,8 +59,8 @@ def assign_roles(names: list[str], inputs: list[str] | None) -> Roles:
     found: dict[str, dict[str, str]] = {}
     for name in wanted:
         candidates = (name, *INPUT_NAMES) if len(wanted) == 1 else (name,)
-        base = next((c for c in candidates if c in arrays), None)
-        if base is None:
+        base = next((candidate for candidate in candidates if candidate in arrays), "")
+        if not base:
             raise FieldsMismatch(f"no array for the input {name!r}; the data set holds {', '.join(names) or 'nothing'}")
         found[name] = arrays[base]
     if not found:
@@ -68,7 +68,9 @@ def assign_roles(names: list[str], inputs: list[str] | None) -> Roles:
     first = next(iter(found.values()))
     for name, splits in found.items():
         if splits.keys() != first.keys():
-            raise FieldsMismatch(f"the input {name!r} has other splits ({', '.join(splits)}) than the first ({', '.join(first)})")
+            raise FieldsMismatch(
+                f"the input {name!r} has other splits ({', '.join(splits)}) than the first ({', '.join(first)})"
+            )
     labels = next((arrays[name] for name in LABEL_NAMES if name in arrays and name not in found), {})
     return Roles(found, {split: name for split, name in labels.items() if split in first})
 

@@ -16,6 +16,7 @@ from app.spec.schema import Spec
 
 MAX_SPEC_BYTES = 1 << 20
 _MAX_YAML_DEPTH = 32
+_KEY = re.compile(r"[a-z_]+")  # the branches of a union have capitals or brackets in their names
 _CODES = {
     "extra_forbidden": "unknown_field",
     "missing": "field_required",
@@ -50,7 +51,9 @@ class _Loader(yaml.SafeLoader):
             self.depth -= 1
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
+        keys = [key.value if isinstance(key, yaml.ScalarNode) else None for key, _ in node.value]
+        if None in keys:
+            raise yaml.YAMLError("a key is plain text")
         if len(keys) != len(set(keys)):
             twice = next(key for key in keys if keys.count(key) > 1)
             raise yaml.YAMLError(f"the key {twice!r} is there twice")
@@ -76,7 +79,9 @@ def parse_yaml(blob: bytes) -> Any:
     except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        what = getattr(error, "problem", None) or (str(error) if isinstance(error, yaml.YAMLError) else "not text in UTF-8")
+        what = getattr(error, "problem", None) or (
+            str(error) if isinstance(error, yaml.YAMLError) else "not text in UTF-8"
+        )
         raise BadRequest(f"the spec is not YAML: {what}{where}", code="invalid_yaml") from None
 
 
@@ -99,22 +104,25 @@ def field_errors(error: ValidationError, value: Any, schema: type[BaseModel], po
         entry = FieldError(where, _CODES.get(detail["type"], _code_of(detail["type"])), _sentence(detail, path, schema))
         # Of the branches of a union, the one that reached deepest is the one that was meant.
         found.setdefault(where, (len(path), entry))
-    return [e for where, (_, e) in found.items() if not any(other != where and other.startswith(where + "/") for other in found)]
+    return [
+        e
+        for where, (_, e) in found.items()
+        if not any(other != where and other.startswith(where + "/") for other in found)
+    ]
 
 
 def _path_in(value: Any, location: Iterable[int | str]) -> list[int | str]:
     """The part of an error's location that names what was sent (pydantic also lists the union's branches)."""
     path: list[int | str] = []
     parts = list(location)
-    for i, part in enumerate(parts):
-        if isinstance(value, dict) and part in value:
+    for part in parts:
+        is_key = isinstance(value, dict) and part in value
+        if is_key or (isinstance(value, list) and isinstance(part, int) and part < len(value)):
             value = value[part]
-        elif isinstance(value, list) and isinstance(part, int) and part < len(value):
-            value = value[part]
-        elif not (i == len(parts) - 1 and isinstance(value, dict) and "(" not in str(part) and "[" not in str(part) and str(part).islower()):
-            continue
-        path.append(part)
-    return path
+            path.append(part)
+    # A key that is missing is named all the same.
+    missing = parts[-1] if parts and isinstance(value, dict) and (not path or path[-1] != parts[-1]) else None
+    return [*path, missing] if isinstance(missing, str) and _KEY.fullmatch(missing) else path
 
 
 def _code_of(kind: str) -> str:

@@ -21,7 +21,9 @@ DTYPES = ("float16", "bfloat16", "float32", "float64", "int8", "int16", "int32",
 class SpecModel(BaseModel):
     """Strict base: unknown keys are errors, values are not coerced, what was parsed does not change."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, arbitrary_types_allowed=True)
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, arbitrary_types_allowed=True
+    )
 
 
 def _one_of(kind: str) -> AfterValidator:
@@ -58,7 +60,9 @@ class InputSignature(SpecModel):
     """One input of the network: `shape` holds whole numbers, or names for dimensions that are free."""
 
     name: str = Field(min_length=1, max_length=255)
-    dtype: Literal["float16", "bfloat16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool"] = "float32"
+    dtype: Literal["float16", "bfloat16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool"] = (
+        "float32"
+    )
     shape: list[Dimension] = Field(min_length=0, max_length=8)
 
 
@@ -198,7 +202,7 @@ class Spec(SpecModel):
     version: Annotated[Literal[1], BeforeValidator(_a_whole_number)] = 1
     task: Literal["classification", "regression", "none"] | None = None
     inputs: list[InputSignature] | None = Field(default=None, min_length=1, max_length=64)
-    preprocess: Preprocess | dict[str, Preprocess] | None = None
+    preprocess: Preprocess | dict[str, Preprocess] | None = Field(default=None, union_mode="left_to_right")
     steps: list[Step] = Field(default_factory=default_steps, min_length=1, max_length=MAX_STEPS)
     evaluation: Evaluation = Evaluation()
     limits: Limits = Limits()

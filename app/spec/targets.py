@@ -61,5 +61,7 @@ PruneTarget = Annotated[
     Target,
     BeforeValidator(_parse),
     PlainSerializer(lambda target: target.asked),
-    WithJsonSchema({"anyOf": [{"type": "string", "pattern": r"^\d{1,3}(\.\d{1,9})?\s?%$"}, {"type": "integer", "minimum": 1}]}),
+    WithJsonSchema(
+        {"anyOf": [{"type": "string", "pattern": r"^\d{1,3}(\.\d{1,9})?\s?%$"}, {"type": "integer", "minimum": 1}]}
+    ),
 ]

@@ -10,9 +10,9 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from app.tables.base import TENANT, Base, Leased, utc_now
 
+
 def _job_key() -> ForeignKey:
     return ForeignKey("jobs.id", ondelete="CASCADE")
-
 
 
 class JobRow(Leased, Base):
@@ -22,8 +22,18 @@ class JobRow(Leased, Base):
     __table_args__ = (
         Index("ix_jobs_page", "tenant", text("created_at DESC"), text("id DESC")),
         Index("ix_jobs_page_by_status", "tenant", "status", text("created_at DESC"), text("id DESC")),
-        Index("ix_jobs_unclaimed", "sent_at", sqlite_where=text("status = 'queued'"), postgresql_where=text("status = 'queued'")),
-        Index("ix_jobs_running", "id", sqlite_where=text("status = 'running'"), postgresql_where=text("status = 'running'")),
+        Index(
+            "ix_jobs_unclaimed",
+            "sent_at",
+            sqlite_where=text("status = 'queued'"),
+            postgresql_where=text("status = 'queued'"),
+        ),
+        Index(
+            "ix_jobs_running",
+            "id",
+            sqlite_where=text("status = 'running'"),
+            postgresql_where=text("status = 'running'"),
+        ),
     )
 
     id: Mapped[str] = mapped_column(String(40), primary_key=True)

@@ -20,8 +20,18 @@ class ModelRow(Leased, Base):
     __table_args__ = (
         UniqueConstraint("tenant", "sha256", "signature_key"),
         Index("ix_models_page", "tenant", text("created_at DESC"), text("id DESC")),
-        Index("ix_models_unclaimed", "sent_at", sqlite_where=text("status = 'queued'"), postgresql_where=text("status = 'queued'")),
-        Index("ix_models_running", "id", sqlite_where=text("status = 'running'"), postgresql_where=text("status = 'running'")),
+        Index(
+            "ix_models_unclaimed",
+            "sent_at",
+            sqlite_where=text("status = 'queued'"),
+            postgresql_where=text("status = 'queued'"),
+        ),
+        Index(
+            "ix_models_running",
+            "id",
+            sqlite_where=text("status = 'running'"),
+            postgresql_where=text("status = 'running'"),
+        ),
     )
 
     id: Mapped[str] = mapped_column(String(40), primary_key=True)
@@ -53,8 +63,18 @@ class DatasetRow(Leased, Base):
     __table_args__ = (
         UniqueConstraint("tenant", "sha256"),
         Index("ix_datasets_page", "tenant", text("created_at DESC"), text("id DESC")),
-        Index("ix_datasets_unclaimed", "sent_at", sqlite_where=text("status = 'queued'"), postgresql_where=text("status = 'queued'")),
-        Index("ix_datasets_running", "id", sqlite_where=text("status = 'running'"), postgresql_where=text("status = 'running'")),
+        Index(
+            "ix_datasets_unclaimed",
+            "sent_at",
+            sqlite_where=text("status = 'queued'"),
+            postgresql_where=text("status = 'queued'"),
+        ),
+        Index(
+            "ix_datasets_running",
+            "id",
+            sqlite_where=text("status = 'running'"),
+            postgresql_where=text("status = 'running'"),
+        ),
     )
 
     id: Mapped[str] = mapped_column(String(40), primary_key=True)

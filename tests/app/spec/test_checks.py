@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from app.errors import Unprocessable
+from app.spec.checks import DatasetFacts, ModelFacts, complete_spec
+from app.spec.reading import read_spec
+from app.spec.schema import Spec
+
+PORT = {"name": "image", "dtype": "float32", "shape": ["batch", 1, 8, 8]}
+MODEL = ModelFacts("onnx", [PORT])
+
+
+def field(name: str, *shape: int, dtype: str = "uint8") -> dict[str, Any]:
+    return {"name": name, "dtype": dtype, "shape": list(shape)}
+
+
+IMAGES = [field("x_train", 100, 1, 8, 8), field("x_test", 20, 1, 8, 8)]
+LABELS = [field("y_train", 100, dtype="int64"), field("y_test", 20, dtype="int64")]
+
+
+def completed(spec: Any, *fields: dict[str, Any], model: ModelFacts = MODEL) -> Spec:
+    return complete_spec(read_spec(spec), model, DatasetFacts(list(fields)) if fields else None)
+
+
+def rejected(spec: Any, *fields: dict[str, Any], model: ModelFacts = MODEL) -> Unprocessable:
+    with pytest.raises(Unprocessable) as caught:
+        completed(spec, *fields, model=model)
+    return caught.value
+
+
+class TestCompleteSpec:
+    def test_labels_make_it_classification(self) -> None:
+        spec = completed(None, *IMAGES, *LABELS)
+        assert (spec.task, spec.outputs) == ("classification", ["onnx"])
+
+    def test_float_labels_make_it_regression(self) -> None:
+        assert completed(None, field("x", 9, 1, 8, 8), field("y", 9, 3, dtype="float32")).task == "regression"
+
+    def test_without_labels_there_is_no_hard_loss(self) -> None:
+        spec = completed({"steps": [{"distill": {}}]}, *IMAGES)
+        assert spec.task == "none"
+        assert spec.steps[0].distill is not None
+        assert (spec.steps[0].distill.loss.hard, spec.steps[0].distill.loss.soft) == (0, 0.7)
+
+    def test_no_data_is_enough_to_prune(self) -> None:
+        assert completed({"steps": [{"prune": {"target": {"macs": "50%"}}}]}).task == "none"
+
+    @pytest.mark.parametrize(
+        ("step", "pointer"),
+        [
+            ({"distill": {}}, "/spec/steps/0/distill"),
+            ({"finetune": {}}, "/spec/steps/0/finetune"),
+            ({"prune": {"target": {"macs": "50%"}, "recovery": {"refit": True}}}, "/spec/steps/0/prune/recovery"),
+        ],
+    )
+    def test_what_asks_for_data_needs_data(self, step: dict[str, Any], pointer: str) -> None:
+        error = rejected({"steps": [step]})
+        assert (error.code, error.errors[0].pointer) == ("data_needed", pointer)
+
+    @pytest.mark.parametrize("step", [{"finetune": {}}, {"distill": {"loss": {"hard": 0.5}}}])
+    def test_what_asks_for_labels_needs_labels(self, step: dict[str, Any]) -> None:
+        assert rejected({"steps": [step]}, *IMAGES).code == "labels_needed"
+
+    @pytest.mark.parametrize(
+        "fields",
+        [
+            [field("x", 50, 3, 9, 9)],
+            [field("x", 50, 64)],
+            [field("picture", 50, 1, 8, 8)],
+            [field("x", 50, 1, 8, 8), field("y", 49, dtype="int64")],
+            [field("y", 50, dtype="int64")],
+        ],
+    )
+    def test_data_that_do_not_fit_are_told(self, fields: list[dict[str, Any]]) -> None:
+        assert rejected(None, *fields).code == "data_mismatch"
+
+    def test_a_signature_comes_from_the_data_where_the_file_has_none(self) -> None:
+        spec = completed({"preprocess": {}}, *IMAGES, model=ModelFacts("torchscript", None))
+        assert spec.inputs is not None
+        assert spec.inputs[0].model_dump() == {"name": "x", "dtype": "float32", "shape": ["batch", 1, 8, 8]}
+        spec = completed(None, *IMAGES, model=ModelFacts("torchscript", None))
+        assert spec.inputs is not None
+        assert spec.inputs[0].dtype == "uint8"
+
+    def test_without_signature_and_data_one_is_asked_for(self) -> None:
+        assert rejected(None, model=ModelFacts("torchscript", None)).code == "signature_needed"
