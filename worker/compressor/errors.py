@@ -109,3 +109,21 @@ class RunAborted(CompressorError):
     """The run was told to stop. Not a failure."""
 
     code, error_class = "cancelled", "user"
+
+
+class DataError(CompressorError):
+    """The data set cannot be used; names the array and what is wrong with it."""
+
+    code, error_class = "invalid_array", "user"
+
+
+class InputMismatch(CompressorError):
+    """The samples do not fit the inputs of the network, or the network does not run on them."""
+
+    code, error_class = "input_mismatch", "user"
+
+
+class NothingToCompress(CompressorError):
+    """The network has no weights."""
+
+    code, error_class = "nothing_to_compress", "user"

@@ -1,0 +1,61 @@
+"""Uploads become facts: a network is imported, normalised and described; a data set is read and checked."""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+
+from worker.compressor.data.checks import describe as describe_arrays
+from worker.compressor.data.formats import open_arrays
+from worker.compressor.outcome import Outcome
+from worker.compressor.request import Request
+
+_GZIP_LEVEL = 6
+
+
+def inspect_dataset(request: Request) -> Outcome:
+    """`ready` with `{fields, splits, num_classes}`; raises `DataError`."""
+    assert request.dataset is not None
+    return Outcome("ready", facts=describe_arrays(open_arrays(request.dataset.file, request.dataset.format)))
+
+
+def inspect_model(request: Request) -> Outcome:
+    """`ready` with the facts of the network, its graph in `output/graph.onnx`, and what goes beside it in `graph_facts`.
+
+    A TorchScript file does not say what its inputs are: without a signature it is `ready` with the shapes unknown.
+
+    Raises:
+        ImportFailed: where the file is not one that can be taken.
+    """
+    from worker.compressor.graph.exporters.onnx import write_onnx
+    from worker.compressor.graph.importers import import_model
+    from worker.compressor.graph.inspection import describe
+
+    source = request.source
+    assert source is not None and source.file is not None
+    if source.format == "torchscript" and request.signature is None:
+        from worker.compressor.graph.importers import check_torchscript
+
+        check_torchscript(source.file)
+        unknown = ("inputs", "outputs", "opset", "num_params", "macs", "macs_at", "layers", "graph_facts")
+        return Outcome("ready", facts={**dict.fromkeys(unknown), "unsupported": []})
+    network, graph_facts = import_model(source.file, source.format, request.signature)
+    facts = describe(network, None)
+    write_onnx(network, request.output / "graph.onnx")
+    graph_facts |= {
+        "macs_at": facts["macs_at"],
+        "source": {
+            "format": source.format,
+            "size_bytes": source.file.stat().st_size,
+            "gzip_bytes": gzip_bytes(source.file),
+        },
+    }
+    return Outcome("ready", facts={**facts, "graph_facts": graph_facts})
+
+
+def gzip_bytes(path: Path) -> int:
+    """The size of a file after gzip at its default level: what a download costs over a compressing server."""
+    packer = zlib.compressobj(_GZIP_LEVEL, zlib.DEFLATED, zlib.MAX_WBITS | 16)
+    with path.open("rb") as file:
+        size = sum(len(packer.compress(block)) for block in iter(lambda: file.read(1 << 20), b""))
+    return size + len(packer.flush())
