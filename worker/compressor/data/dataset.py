@@ -116,7 +116,8 @@ def _check_task(rows: dict[str, Rows], spec: Spec) -> None:
     labels = [part.labels for part in rows.values() if part.labels is not None]
     for values in labels:
         if values.dtype.kind not in "iub" or values.ndim != 1:
-            detail = f"classification needs a vector of class numbers; the labels are {values.dtype.name} of shape {list(values.shape)}"
+            found = f"{values.dtype.name} of shape {list(values.shape)}"
+            detail = f"classification needs a vector of class numbers; the labels are {found}"
             raise DataError(detail, code="invalid_labels", hint="store integers from 0, or set task: regression")
         check_labels("y", values)
     if labels and len({int(c) for values in labels for c in np.unique(values)}) == 1:

@@ -4,34 +4,21 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import ClassVar
-
-from pydantic import BaseModel, ConfigDict
 
 from worker.compressor.data.stored import StoredArray
+from worker.compressor.plugins import Described
 from worker.compressor.registry import Registry
 
 
-class NoOptions(BaseModel):
-    """Takes no options."""
-
-    model_config = ConfigDict(extra="forbid")
-
-
-class DataFormat(ABC):
+class DataFormat(Described, ABC):
     """Reads one kind of file; the file is untrusted, and is checked before memory is taken for what it declares."""
-
-    name: ClassVar[str]
-    help: ClassVar[str]
-    needs: ClassVar[list[str]] = []
-    Options: ClassVar[type[BaseModel]] = NoOptions
 
     @abstractmethod
     def open(self, path: Path) -> list[StoredArray]:
         """The arrays of the file, in its order.
 
         Raises:
-            DataError: with the code that says what is wrong (BAD_INPUTS, data sets).
+            DataError: with the code that says what is wrong.
         """
 
 

@@ -1,0 +1,104 @@
+"""Allocation against brute force on cost models small enough to try every width."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from worker.compressor.errors import TargetUnreachable
+from worker.compressor.pruning.allocation import allocate
+from worker.compressor.pruning.choices import Choice, rounding_step
+
+
+class Chain:
+    """A chain of dense layers: group i couples the outputs of layer i with the inputs of layer i + 1."""
+
+    def __init__(self, widths, ends=(3, 10)):
+        self.widths, self.ends = widths, ends
+
+    def __call__(self, kept):
+        sizes = [self.ends[0], *(kept.get(i, w) for i, w in enumerate(self.widths)), self.ends[1]]
+        return {
+            "macs": sum(a * b for a, b in itertools.pairwise(sizes)),
+            "params": sum(a * b + b for a, b in itertools.pairwise(sizes)),
+        }
+
+
+def choices(widths, step=1, seed=0, blocks=None):
+    rng = np.random.default_rng(seed)
+    return [Choice(i, rng.random(w) * (i + 1), blocks, step) for i, w in enumerate(widths)]
+
+
+class TestAllocate:
+    @pytest.mark.parametrize("scope", ["global", "layer"])
+    @pytest.mark.parametrize("step", [1, 2, 4])
+    @pytest.mark.parametrize("share", [0.2, 0.5, 0.77, 0.95])
+    @pytest.mark.parametrize("seed", range(4))
+    def test_the_ceiling_holds_and_no_step_more_would(self, scope, step, share, seed):
+        rng = np.random.default_rng(seed)
+        widths = rng.integers(3, 12, 4).tolist()
+        model, options = Chain(widths), choices(widths, step, seed)
+        ceiling = int(share * model({})["macs"])
+        every = [model(dict(enumerate(kept)))["macs"] for kept in itertools.product(*(c.counts for c in options))]
+        if min(every) > ceiling:
+            with pytest.raises(TargetUnreachable) as caught:
+                allocate(options, model, {"macs": ceiling}, scope)
+            assert caught.value.best == min(every) and caught.value.asked == ceiling
+            return
+        kept = allocate(options, model, {"macs": ceiling}, scope)
+        assert model(kept)["macs"] <= ceiling
+        for choice in options:
+            assert kept[choice.group] in choice.counts
+            wider = choice.above(kept[choice.group])
+            assert wider is None or model(kept | {choice.group: wider})["macs"] > ceiling
+
+    def test_all_ceilings_are_met(self):
+        model, options = Chain([8, 8, 8]), choices([8, 8, 8])
+        ceilings = {"macs": int(0.7 * model({})["macs"]), "params": int(0.4 * model({})["params"])}
+        found = model(allocate(options, model, ceilings, "global"))
+        assert all(found[name] <= ceiling for name, ceiling in ceilings.items())
+
+    def test_a_global_cut_takes_the_lowest_relative_scores(self):
+        options = [Choice(0, np.array([9.0, 9, 9, 9]), None, 1), Choice(1, np.array([1.0, 0.1, 0.1, 1]), None, 1)]
+        kept = allocate(options, lambda kept: {"params": sum(kept.values())}, {"params": 6}, "global")
+        assert kept == {0: 4, 1: 2} and options[1].units(2).tolist() == [0, 3]
+
+    def test_a_layerwise_cut_takes_the_same_share(self):
+        widths = [10, 20, 40]
+        kept = allocate(choices(widths), lambda kept: {"params": sum(kept.values())}, {"params": 35}, "layer")
+        assert kept == {0: 5, 1: 10, 2: 20}
+
+    def test_no_layer_is_wiped_out_while_the_target_can_be_met_without(self):
+        options = [Choice(0, np.full(20, 1.0), None, 1), Choice(1, np.append(np.full(19, 1e-6), 1.0), None, 1)]
+        kept = allocate(options, lambda kept: {"params": sum(kept.values())}, {"params": 12}, "global")
+        assert kept[1] >= 4
+
+    def test_it_is_the_same_every_time(self):
+        model = Chain([7, 9, 11])
+        assert (
+            len({tuple(allocate(choices([7, 9, 11]), model, {"macs": 150}, "global").items()) for _ in range(3)}) == 1
+        )
+
+
+class TestChoice:
+    def test_counts_are_multiples_and_the_whole(self):
+        assert Choice(0, np.ones(10), None, 4).counts == (4, 8, 10)
+        assert Choice(0, np.ones(6), None, 8).counts == (6,)
+
+    def test_every_block_keeps_equally_many_of_its_best(self):
+        blocks = np.array([0, 1, 0, 1, 0, 1])
+        choice = Choice(0, np.array([1.0, 9, 3, 8, 2, 7]), blocks, 1)
+        assert choice.counts == (2, 4, 6)
+        assert choice.units(2).tolist() == [1, 2] and choice.units(4).tolist() == [1, 2, 3, 4]
+
+    def test_widths_stay_multiples_with_blocks(self):
+        choice = Choice(0, np.ones(48), np.arange(48) % 3, 8)
+        assert all(count % math.lcm(8, 3) == 0 for count in choice.counts)
+
+    @pytest.mark.parametrize(
+        ("width", "asked", "step"),
+        [(128, "auto", 8), (64, "auto", 8), (63, "auto", 4), (16, "auto", 4), (15, "auto", 1), (8, 5, 5)],
+    )
+    def test_rounding(self, width, asked, step):
+        assert rounding_step(width, asked) == step

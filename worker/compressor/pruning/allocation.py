@@ -1,0 +1,122 @@
+"""How many units each group keeps, so that every target is met by count: never above, and as close as rounding allows.
+
+Costs rise with every unit kept, so a bisection on one number (a score threshold, or a share) finds the last allocation
+that fits; a greedy fill then gives back steps for which there is still room.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+
+from worker.compressor.errors import TargetUnreachable
+from worker.compressor.pruning.choices import Choice
+
+Widths = dict[int, int]
+# Levels, and the allocation at each: from the widest to the narrowest.
+Ladder = tuple[list[float], Callable[[float], Widths]]
+Costs = Callable[[Mapping[int, int]], Mapping[str, int]]
+
+# A global ranking can wipe a layer out. No group goes below these shares of its units while a target can be met without.
+SOFT_FLOORS = (0.2, 0.1, 0.0)
+
+
+def allocate(
+    choices: Sequence[Choice], costs: Costs, ceilings: Mapping[str, int], scope: Literal["global", "layer"]
+) -> Widths:
+    """Units to keep by group, for the groups of `choices`.
+
+    `costs` gives the exact counts of an allocation; `ceilings` what each may be at most. The result meets every
+    ceiling, and no group can keep one rounding step more without breaking one.
+
+    Raises:
+        TargetUnreachable: where even the narrowest allocation is above a ceiling.
+    """
+
+    def fits(widths: Widths) -> bool:
+        found = costs(widths)
+        return all(found[name] <= ceiling for name, ceiling in ceilings.items())
+
+    narrowest = {choice.group: choice.counts[0] for choice in choices}
+    if not fits(narrowest):
+        raise _unreachable(costs(narrowest), ceilings)
+    for share in SOFT_FLOORS:
+        floors = {choice.group: choice.at_least(share * choice.num_units) for choice in choices}
+        if fits(floors):
+            break
+    rank = _by_score if scope == "global" else _by_share
+    widths = _bisect(rank(choices), floors, fits)
+    return _fill(choices, widths, fits, scope)
+
+
+def _by_score(choices: Sequence[Choice]) -> Ladder:
+    """Allocations from widest to narrowest: each keeps, of every group, the units above a threshold of relative score."""
+    thresholds = np.unique(np.concatenate([choice.relative for choice in choices]))
+
+    def keep_above(threshold: float) -> Widths:
+        return {c.group: c.at_least(np.searchsorted(-c.relative, -threshold, side="left")) for c in choices}
+
+    return [-1.0, *thresholds.tolist()], keep_above
+
+
+def _by_share(choices: Sequence[Choice]) -> Ladder:
+    """Allocations from widest to narrowest: each keeps the same share of every group."""
+    finest = max(choice.num_units for choice in choices)
+    shares = sorted({k / n for n in {finest, *(c.num_units for c in choices)} for k in range(n + 1)}, reverse=True)
+
+    def keep(share: float) -> Widths:
+        return {c.group: c.at_least(share * c.num_units - 1e-9) for c in choices}
+
+    return shares, keep
+
+
+def _bisect(ladder: Ladder, floors: Widths, fits: Callable[[Widths], bool]) -> Widths:
+    """The widest rung that fits, no group below its floor; the floors themselves fit."""
+
+    levels, keep = ladder
+
+    def rung(at: int) -> Widths:
+        return {group: max(width, floors[group]) for group, width in keep(levels[at]).items()}
+
+    low, high = 0, len(levels)
+    while low < high:
+        middle = (low + high) // 2
+        if fits(rung(middle)):
+            high = middle
+        else:
+            low = middle + 1
+    return rung(low) if low < len(levels) else dict(floors)
+
+
+def _fill(
+    choices: Sequence[Choice], widths: Widths, fits: Callable[[Widths], bool], scope: Literal["global", "layer"]
+) -> Widths:
+    """Give back single steps, the most valuable first, until no group has room for one."""
+
+    def value(choice: Choice) -> float:
+        width = widths[choice.group]
+        # In a layer-wise cut the group that kept the smallest share comes first, else the one whose next unit scores best.
+        return (
+            -width / choice.num_units if scope == "layer" else float(choice.relative[min(width, choice.num_units - 1)])
+        )
+
+    open_choices = [choice for choice in choices if choice.above(widths[choice.group])]
+    while open_choices:
+        choice = max(open_choices, key=lambda c: (value(c), -c.group))
+        wider = choice.above(widths[choice.group])
+        if wider is not None and fits(widths | {choice.group: wider}):
+            widths = widths | {choice.group: wider}
+        else:
+            # Costs only rise from here, so what does not fit now never will.
+            open_choices.remove(choice)
+    return widths
+
+
+def _unreachable(found: Mapping[str, int], ceilings: Mapping[str, int]) -> TargetUnreachable:
+    name = next(name for name, ceiling in ceilings.items() if found[name] > ceiling)
+    detail = (
+        f"{name} cannot go down to {ceilings[name]}: with every prunable layer at its narrowest, {found[name]} remain"
+    )
+    return TargetUnreachable(detail, asked=ceilings[name], best=found[name])

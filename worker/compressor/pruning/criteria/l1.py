@@ -1,0 +1,25 @@
+"""L1 norm: Li et al. 2017, Pruning Filters for Efficient ConvNets (arXiv 1608.08710), over the whole group."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from worker.compressor.pruning.criteria import CRITERIA, Criterion, power_sums
+
+if TYPE_CHECKING:
+    from worker.compressor.graph.channels import Group
+
+
+@CRITERIA.register
+class L1(Criterion):
+    """`s_u = Σ |w|` over the weights of unit u."""
+
+    name = "l1"
+    help = "sum of the absolute weights that go with a channel"
+
+    def scores(self, group: Group, tensors: Mapping[str, np.ndarray], rng: np.random.Generator) -> np.ndarray:
+        """See `Criterion.scores`."""
+        return power_sums(group, tensors, 1)

@@ -1,0 +1,25 @@
+"""L2 norm of the group: Fang et al. 2023, DepGraph (arXiv 2301.12900)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from worker.compressor.pruning.criteria import CRITERIA, Criterion, power_sums
+
+if TYPE_CHECKING:
+    from worker.compressor.graph.channels import Group
+
+
+@CRITERIA.register
+class L2(Criterion):
+    """`s_u = sqrt(Σ w²)` over the weights of unit u."""
+
+    name = "l2"
+    help = "root of the summed squares of the weights that go with a channel"
+
+    def scores(self, group: Group, tensors: Mapping[str, np.ndarray], rng: np.random.Generator) -> np.ndarray:
+        """See `Criterion.scores`."""
+        return np.sqrt(power_sums(group, tensors, 2))

@@ -1,0 +1,25 @@
+"""Random scores: the control that any other criterion must beat (Blalock et al. 2020, arXiv 2003.03033)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from worker.compressor.pruning.criteria import CRITERIA, Criterion
+
+if TYPE_CHECKING:
+    from worker.compressor.graph.channels import Group
+
+
+@CRITERIA.register
+class Random(Criterion):
+    """`s_u` uniform in [0, 1), drawn by the job's seed."""
+
+    name = "random"
+    help = "channels drawn at random by the seed, as a control"
+
+    def scores(self, group: Group, tensors: Mapping[str, np.ndarray], rng: np.random.Generator) -> np.ndarray:
+        """See `Criterion.scores`."""
+        return rng.random(group.num_units)
