@@ -1,0 +1,41 @@
+"""Numbered cases that bring any ONNX graph to one form, without changing what it computes or the user's opset.
+
+1. `constants`: Constant nodes become initializers.
+2. `filled`: ConstantOfShape over a constant shape becomes an initializer.
+3. `identities`: Identity of an initializer goes; its readers read a copy that remembers the source.
+4. `listed_inputs`: initializers that IR 3 lists among the inputs are inputs no more.
+5. `stale_shapes`: recorded shapes of inner values go, they would be wrong after a cut.
+6. `shared_vectors`: a vector shared by several operators becomes a copy for each, tied as long as they are equal.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from worker.compressor.graph.network import Network, Origin
+from worker.compressor.graph.normalise import (
+    constants,
+    filled,
+    identities,
+    listed_inputs,
+    shared_vectors,
+    stale_shapes,
+)
+
+
+def normalise(model: ir.Model) -> Network:
+    """The network of that model after all cases; `model` belongs to it from now on."""
+    listed_inputs.apply(model)
+    constants.apply(model)
+    filled.apply(model)
+    stale_shapes.apply(model)
+    tensors = {}
+    for name, value in model.graph.initializers.items():
+        assert value.const_value is not None  # an initializer without content does not parse
+        tensors[name] = value.const_value.numpy()
+        value.const_value = None
+    network = Network(model, tensors, origins={name: Origin(name, array.shape) for name, array in tensors.items()})
+    identities.apply(network)
+    shared_vectors.apply(network)
+    network.remove_unused()
+    return network

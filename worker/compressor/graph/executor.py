@@ -1,0 +1,151 @@
+"""The training view: the network as an `fx.GraphModule` of torch functions, its parameters one to one with the weights.
+
+No wrapper runs at call time: the module is the plain sequence of torch calls that one would write by hand, scriptable,
+with a free batch. BatchNorm follows `module.train()`; its momentum is the attribute `batchnorm_momentum`.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx, nn
+
+from worker.compressor.graph.counts import sources_of_constants, weights_of
+from worker.compressor.graph.evaluation import as_array, as_tensor, evaluate, observe
+from worker.compressor.graph.network import Network, Node
+from worker.compressor.graph.operator import operator_of
+
+_MOMENTUM = "batchnorm_momentum"
+_TENSORS = "tensors"  # key in `GraphModule.meta`: attribute name → names of the tensors that it holds
+
+
+def to_module(network: Network, *, trainable: bool = True) -> fx.GraphModule:
+    """The network as a module: positional inputs in graph order, a tuple of outputs.
+
+    Weights are parameters (`requires_grad` as `trainable`), BatchNorm statistics and other constants are buffers.
+    Tensors that are tied in the network are one parameter. The module owns copies: see `write_back`.
+    """
+    recorder = _Recorder(network, trainable)
+    for port in network.inputs:
+        recorder.env[port.name] = recorder.placeholder(port.name)
+    for node in network.nodes:
+        outputs = evaluate(
+            node,
+            recorder.env,
+            network,
+            constant=recorder.constant,
+            rank=lambda name: len(recorder.shapes[name]),
+            training=recorder.attribute("training"),
+            momentum=recorder.attribute(_MOMENTUM),
+            lift=recorder.lift,
+        )
+        recorder.env.update(zip(node.outputs, outputs, strict=False))
+    return recorder.finish([port.name for port in network.outputs])
+
+
+def write_back(network: Network, module: fx.GraphModule) -> None:
+    """Put the module's weights and BatchNorm statistics into `network.tensors`."""
+    state = dict(module.named_parameters()) | dict(module.named_buffers())
+    for attribute, names in module.meta[_TENSORS].items():
+        if attribute not in state:
+            continue
+        for name in names:
+            network.tensors[name] = as_array(state[attribute], network.tensors[name])
+
+
+def parameter_tensors(module: fx.GraphModule) -> dict[str, tuple[str, ...]]:
+    """For each parameter of the module the names of the network's tensors that it is."""
+    parameters = {name for name, _ in module.named_parameters()}
+    return {name: tensors for name, tensors in module.meta[_TENSORS].items() if name in parameters}
+
+
+class _Recorder:
+    """Records the torch calls of a network into an fx graph."""
+
+    def __init__(self, network: Network, trainable: bool) -> None:
+        self.network = network
+        self.shapes = observe(network, network.sample_shapes).shapes
+        self.env: dict[str, Any] = {}
+        self._trainable = trainable
+        self._graph = fx.Graph()
+        self._tracer = fx.proxy.GraphAppendingTracer(self._graph)
+        self._root = nn.Module()
+        self._tied = network.tied()
+        self._attributes: dict[str, str] = {}
+        self._proxies: dict[str, fx.Proxy] = {}
+        sources = sources_of_constants(network)
+        self._weights = {
+            self._tied[name]
+            for node in network.nodes
+            for slot, name in weights_of(node, sources, network).items()
+            if network.tensors[name].size > 1 or _is_bias(network, node, slot)
+        }
+        setattr(self._root, _MOMENTUM, 0.1)
+
+    def placeholder(self, name: str) -> fx.Proxy:
+        return fx.Proxy(self._graph.placeholder(_identifier(name)), self._tracer)
+
+    def constant(self, name: str) -> fx.Proxy:
+        """The tensor as an attribute of the module, made at its first use."""
+        first = self._tied[name]
+        if first not in self._attributes:
+            array = self.network.tensors[first]
+            self._attributes[first] = self._store(first, as_tensor(array), first in self._weights)
+        return self.attribute(self._attributes[first])
+
+    def lift(self, array: np.ndarray) -> fx.Proxy:
+        """Known numbers that an operator needs as a tensor."""
+        return self.attribute(self._store("known", as_tensor(array), False))
+
+    def attribute(self, name: str) -> fx.Proxy:
+        """One `get_attr` per attribute, so that a weight is looked up once."""
+        if name not in self._proxies:
+            self._proxies[name] = fx.Proxy(self._graph.get_attr(name), self._tracer)
+        return self._proxies[name]
+
+    def finish(self, outputs: list[str]) -> fx.GraphModule:
+        """The module that returns these values."""
+        results = []
+        for name in outputs:
+            value = self.env[name] if name in self.env else self.constant(name)
+            results.append((self.lift(value) if isinstance(value, np.ndarray) else value).node)
+        self._graph.output(tuple(results))
+        self._graph.eliminate_dead_code()
+        module = fx.GraphModule(self._root, self._graph)
+        tensors: dict[str, tuple[str, ...]] = {}
+        for name, first in self._tied.items():
+            if first in self._attributes:
+                attribute = self._attributes[first]
+                tensors[attribute] = (*tensors.get(attribute, ()), name)
+        module.meta[_TENSORS] = tensors
+        return module
+
+    def _store(self, name: str, tensor: torch.Tensor, weight: bool) -> str:
+        base = attribute = _identifier(name)
+        number = 0
+        while hasattr(self._root, attribute):
+            number += 1
+            attribute = f"{base}_{number}"
+        if weight:
+            self._root.register_parameter(attribute, nn.Parameter(tensor, requires_grad=self._trainable))
+        else:
+            self._root.register_buffer(attribute, tensor)
+        return attribute
+
+
+def _is_bias(network: Network, node: Node, slot: int) -> bool:
+    """Whether a single number is a weight: of a layer, or added to what a layer made; else it is a threshold."""
+    if node.op not in ("Add", "Sub", "Mul", "Div"):
+        return True
+    makers = {output: maker for maker in network.nodes for output in maker.outputs}
+    maker = makers.get(node.inputs[1 - slot])
+    return node.op == "Add" and maker is not None and operator_of(maker).macs is not None
+
+
+def _identifier(name: str) -> str:
+    """A Python name that tells where it comes from."""
+    plain = re.sub(r"\W+", "_", name).strip("_")
+    return plain if re.match(r"[A-Za-z]", plain) else f"t_{plain}"

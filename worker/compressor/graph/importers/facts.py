@@ -1,0 +1,47 @@
+"""What an ONNX file cannot say about a network that was converted: kept beside it as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+
+from worker.compressor.graph.network import Network, Origin
+
+
+def write_facts(network: Network) -> dict[str, Any]:
+    """Layer names, the source of each tensor, and the shapes at which the import was tried; JSON-ready."""
+    return {
+        "layers": dict(network.layers),
+        "tensors": {
+            name: {"source": origin.source, "nodes": origin.nodes}
+            for name, origin in network.origins.items()
+            if origin.source != name or origin.nodes
+        },
+        "sample_shapes": {name: list(shape) for name, shape in network.sample_shapes.items()},
+    }
+
+
+def read_facts(model: onnx.ModelProto, facts: Mapping[str, Any]) -> Network:
+    """The network of a graph that `exporters.onnx` wrote for us, with the facts put back."""
+    graph = ir.from_proto(model)
+    tensors = {}
+    for name, value in graph.graph.initializers.items():
+        assert value.const_value is not None
+        tensors[name] = value.const_value.numpy()
+        value.const_value = None
+    given = facts.get("tensors", {})
+    origins = {
+        name: Origin(given[name]["source"], array.shape, _names(given[name]["nodes"]))
+        if name in given
+        else Origin(name, array.shape)
+        for name, array in tensors.items()
+    }
+    shapes = {name: tuple(shape) for name, shape in facts.get("sample_shapes", {}).items()}
+    return Network(graph, tensors, origins=origins, layers=facts.get("layers"), sample_shapes=shapes)
+
+
+def _names(nodes: list[str] | None) -> tuple[str, ...] | None:
+    return None if nodes is None else tuple(nodes)

@@ -1,0 +1,175 @@
+"""What the engine knows about an operator: torch function, channel rule, MACs and weight slots, side by side.
+
+One file per family under `operators/` registers them by `(op, since_version)`, because the meaning of an operator
+changes with the opset (Softmax before 13 flattens). The same torch function runs on tensors (shapes, refit, proof) and
+on `fx.Proxy` (the training graph), so there is one meaning of an operator, not two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from worker.compressor.errors import ImportFailed
+from worker.compressor.graph.network import Node
+from worker.compressor.registry import KeyedRegistry
+
+if TYPE_CHECKING:
+    from worker.compressor.graph.walk import Walk
+
+Shapes = Mapping[str, tuple[int, ...]]
+#: A whole number, or an fx.Proxy of one (`x.size(0)`): shape arithmetic never becomes a tensor.
+Int = Any
+
+
+class Call:
+    """One evaluation of a node. Values are tensors, fx proxies of them, or known numbers (numpy, also of proxies)."""
+
+    def __init__(
+        self,
+        node: Node,
+        values: Sequence[Any],
+        *,
+        constant: Callable[[str], Any],
+        known: Callable[[str], np.ndarray | None],
+        rank: Callable[[str], int],
+        training: Any = False,
+        momentum: Any = 0.1,
+    ) -> None:
+        self.node = node
+        self._values = values
+        self._constant = constant
+        self._known = known
+        self._rank = rank
+        self.training = training
+        self.momentum = momentum
+
+    def has(self, slot: int) -> bool:
+        """Whether the optional input is given."""
+        return slot < len(self.node.inputs) and self.node.inputs[slot] != ""
+
+    def attribute(self, name: str, default: Any = None) -> Any:
+        """The attribute, or its default."""
+        return self.node.attributes.get(name, default)
+
+    def rank(self, slot: int) -> int:
+        """Number of axes of an input."""
+        return self._rank(self.node.inputs[slot])
+
+    def value(self, slot: int) -> Any:
+        """The input as it is: a tensor (or proxy), or a numpy array of known numbers."""
+        return self._values[slot] if slot < len(self._values) else None
+
+    def tensor(self, slot: int) -> Any:
+        """The input as a tensor (or proxy), None where it is absent."""
+        if not self.has(slot):
+            return None
+        value = self._values[slot]
+        return self._constant(self.node.inputs[slot]) if value is None else value
+
+    def operand(self, slot: int) -> Any:
+        """The input of an elementwise operator: a Python number where it is one known element, else a tensor."""
+        known = self._known(self.node.inputs[slot])
+        if known is not None and known.ndim == 0 and known.dtype.kind in "iufO":
+            return known.item()
+        if known is not None and known.dtype == object:
+            raise self.refuse("computes with the values of a shape, which is only done for shapes")
+        return self.tensor(slot)
+
+    def known(self, slot: int) -> np.ndarray | None:
+        """The numbers of an input that is a constant or made from shapes; None where it is data."""
+        return self._known(self.node.inputs[slot]) if self.has(slot) else None
+
+    def ints(self, slot: int) -> list[Int]:
+        """The numbers of a shape-like input (axes, sizes, starts).
+
+        Raises:
+            ImportFailed: where they are computed from data.
+        """
+        known = self.known(slot)
+        if known is None:
+            raise self.refuse(f"takes its input {slot} from data; only constants and shapes can be followed")
+        return [_as_int(number) for number in known.reshape(-1).tolist()]
+
+    def refuse(self, why: str) -> ImportFailed:
+        """The error for a form of this operator that the engine does not execute."""
+        node = self.node
+        return ImportFailed(
+            f"node '{node.name}' ({node.op}-{node.since_version}) {why}",
+            code="unsupported_operator",
+            hint="Export the network without this operator, or in its plain form.",
+        )
+
+
+def _as_int(number: Any) -> Int:
+    return int(number) if isinstance(number, (int, float)) else number
+
+
+Run = Callable[[Call], Any]
+ChannelRule = Callable[["Walk", Node], None]
+Macs = Callable[[Node, Shapes], int]
+Known = Callable[[Node, Sequence[np.ndarray]], Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Operator:
+    """All the engine knows about one operator in some of its versions.
+
+    Attributes:
+        op: ONNX name, `domain::op` outside the standard domain.
+        versions: the `since_version`s with this meaning.
+        run: torch function of a `Call`; a tensor, or a tuple of one per output.
+        channels: how channel labels pass through; None pins every channel that reaches the operator.
+        macs: multiply-accumulates of one evaluation at given shapes; None: it counts none.
+        weights: input slots that hold weights (`num_params` of API.md); a scalar is not one.
+        known: numpy function for known numbers (shape arithmetic); None: shapes cannot pass through.
+        data: input slots that hold data, where other slots steer (axes, sizes); None: all.
+    """
+
+    op: str
+    versions: tuple[int, ...]
+    run: Run
+    channels: ChannelRule | None = None
+    macs: Macs | None = None
+    weights: tuple[int, ...] = ()
+    known: Known | None = None
+    data: tuple[int, ...] | None = None
+
+
+OPERATORS: KeyedRegistry[tuple[str, int], Operator] = KeyedRegistry("operator", "worker.compressor.graph.operators")
+
+
+def register(operator: Operator) -> Operator:
+    """Make the operator known in each of its versions.
+
+    Raises:
+        DuplicatePlugin: if one of them is taken.
+    """
+    for version in operator.versions:
+        OPERATORS.add((operator.op, version), operator)
+    return operator
+
+
+def operator_of(node: Node) -> Operator:
+    """What the engine knows about this node's operator.
+
+    Raises:
+        ImportFailed: `unknown_operator` or `unsupported_operator`, naming the node.
+    """
+    if node.key in OPERATORS:
+        return OPERATORS.get(node.key)
+    if node.since_version == 0:
+        what = f"{node.domain}::{node.op}" if node.domain else node.op
+        raise ImportFailed(
+            f"node '{node.name}' uses the operator {what}, which is not part of the ONNX standard at this opset",
+            code="unknown_operator",
+            hint="Export with standard ONNX operators only.",
+        )
+    raise ImportFailed(
+        f"node '{node.name}' uses the operator {node.op}-{node.since_version}, which is not supported",
+        code="unsupported_operator",
+        hint="Export the network without this operator, or split it off.",
+    )

@@ -1,0 +1,143 @@
+"""Convolutions in one to three dimensions: plain, grouped, depthwise and transposed.
+
+Shape letters: N batch, C input channels, O output channels, K kernel, S spatial.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from worker.compressor.graph.network import Node
+from worker.compressor.graph.operator import Call, Int, Operator, Shapes, register
+from worker.compressor.graph.walk import Walk
+
+_CONV = {1: torch.conv1d, 2: torch.conv2d, 3: torch.conv3d}
+_TRANSPOSED = {1: torch.conv_transpose1d, 2: torch.conv_transpose2d, 3: torch.conv_transpose3d}
+
+
+def spatial_pads(call: Call, x: Any, kernel: list[int], strides: list[int], dilations: list[int]) -> list[Int]:
+    """The padding in ONNX order (all begins, then all ends), `auto_pad` resolved for the input's size."""
+    mode = call.attribute("auto_pad", "NOTSET")
+    num_axes = len(kernel)
+    if mode == "NOTSET":
+        return list(call.attribute("pads", [0] * 2 * num_axes))
+    if mode == "VALID":
+        return [0] * 2 * num_axes
+    begins, ends = [], []
+    for axis in range(num_axes):
+        total = same_padding(call, x.size(2 + axis), kernel[axis], strides[axis], dilations[axis])
+        less = total // 2
+        begins.append(less if mode == "SAME_UPPER" else total - less)
+        ends.append(total - less if mode == "SAME_UPPER" else less)
+    return begins + ends
+
+
+def same_padding(call: Call, size: Int, kernel: int, stride: int, dilation: int) -> Int:
+    """Padding with which the output has ceil(size / stride) entries: a number for stride 1, else from the size."""
+    extent = (kernel - 1) * dilation + 1
+    if stride == 1:
+        return extent - 1
+    if extent == 1:
+        return 0
+    if extent < stride and not isinstance(size, int):
+        raise call.refuse("pads to SAME with a kernel smaller than its stride and a free size")
+    needed = extent - 1 - (size - 1) % stride  # equals max((ceil(size / stride) - 1) * stride + extent - size, 0)
+    return needed if extent >= stride else max(needed, 0)
+
+
+def torch_pads(pads: list[Int]) -> list[Int]:
+    """ONNX padding (begins, ends) as `functional.pad` wants it: last axis first, begin and end of each."""
+    half = len(pads) // 2
+    return [pad for axis in reversed(range(half)) for pad in (pads[axis], pads[half + axis])]
+
+
+def symmetric(pads: list[Int]) -> bool:
+    """Whether begin and end are the same known numbers on every axis."""
+    half = len(pads) // 2
+    return all(isinstance(pad, int) and pad >= 0 for pad in pads) and pads[:half] == pads[half:]
+
+
+def _convolve(call: Call) -> Any:
+    x, weight, bias = call.tensor(0), call.tensor(1), call.tensor(2)
+    num_axes = call.rank(0) - 2
+    if num_axes not in _CONV:
+        raise call.refuse(f"has {num_axes} spatial axes")
+    kernel = list(call.attribute("kernel_shape") or weight.shape[2:])
+    strides = list(call.attribute("strides", [1] * num_axes))
+    dilations = list(call.attribute("dilations", [1] * num_axes))
+    pads = spatial_pads(call, x, kernel, strides, dilations)
+    if not symmetric(pads):
+        x, pads = functional.pad(x, torch_pads(pads)), [0] * 2 * num_axes
+    return _CONV[num_axes](x, weight, bias, strides, pads[:num_axes], dilations, call.attribute("group", 1))
+
+
+def _convolve_channels(walk: Walk, node: Node) -> None:
+    groups = node.attributes.get("group", 1)
+    weight = walk.shape(node.inputs[1])
+    slides = range(2, len(weight))
+    bias = [(2, 0)] if len(node.inputs) > 2 and node.inputs[2] else []
+    if groups > 1 and weight[1] == 1:
+        walk.follow(node, (0, 1), [(1, 0), *bias], slides=slides)
+        return
+    walk.consume(node, (0, 1), (1, 1), slides=slides, parts=groups)
+    walk.produce(node, (1, 0), 1, also=bias, parts=groups)
+
+
+def _convolve_macs(node: Node, shapes: Shapes) -> int:
+    return math.prod(shapes[node.outputs[0]]) * math.prod(shapes[node.inputs[1]][1:])
+
+
+def _transpose(call: Call) -> Any:
+    x, weight, bias = call.tensor(0), call.tensor(1), call.tensor(2)
+    num_axes = call.rank(0) - 2
+    if num_axes not in _TRANSPOSED:
+        raise call.refuse(f"has {num_axes} spatial axes")
+    strides = list(call.attribute("strides", [1] * num_axes))
+    dilations = list(call.attribute("dilations", [1] * num_axes))
+    extra = list(call.attribute("output_padding", [0] * num_axes))
+    pads = list(call.attribute("pads", [0] * 2 * num_axes))
+    if call.attribute("auto_pad", "NOTSET") not in ("NOTSET", "VALID") or call.attribute("output_shape"):
+        raise call.refuse("takes its padding from `auto_pad` or `output_shape`")
+    if not symmetric(pads):
+        raise call.refuse("pads its two sides differently")
+    groups = call.attribute("group", 1)
+    return _TRANSPOSED[num_axes](x, weight, bias, strides, pads[:num_axes], extra, groups, dilations)
+
+
+def _transpose_channels(walk: Walk, node: Node) -> None:
+    if node.attributes.get("group", 1) > 1:
+        walk.pin(node, f"the grouped ConvTranspose '{node.name}' needs them all")
+        return
+    bias = [(2, 0)] if len(node.inputs) > 2 and node.inputs[2] else []
+    walk.consume(node, (0, 1), (1, 0), slides=range(2, len(walk.shape(node.inputs[1]))))
+    walk.produce(node, (1, 1), 1, also=bias)
+
+
+def _transpose_macs(node: Node, shapes: Shapes) -> int:
+    return math.prod(shapes[node.inputs[0]]) * math.prod(shapes[node.inputs[1]][1:])
+
+
+register(
+    Operator(
+        op="Conv",
+        versions=(1, 11, 22),
+        run=_convolve,
+        channels=_convolve_channels,
+        macs=_convolve_macs,
+        weights=(1, 2),
+    )
+)
+register(
+    Operator(
+        op="ConvTranspose",
+        versions=(1, 11, 22),
+        run=_transpose,
+        channels=_transpose_channels,
+        macs=_transpose_macs,
+        weights=(1, 2),
+    )
+)

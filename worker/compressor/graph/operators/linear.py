@@ -1,0 +1,91 @@
+"""Matrix products: Gemm and MatMul."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from worker.compressor.graph.network import Node
+from worker.compressor.graph.operator import Call, Operator, Shapes, register
+from worker.compressor.graph.walk import Walk
+
+
+def _gemm(call: Call) -> Any:
+    a, b, c = call.tensor(0), call.tensor(1), call.tensor(2)
+    alpha, beta = call.attribute("alpha", 1.0), call.attribute("beta", 1.0)
+    if call.attribute("transA", 0):
+        a = torch.t(a)
+    plain = alpha == 1.0 and (c is None or (beta == 1.0 and call.rank(2) == 1))
+    if plain and call.attribute("transB", 0):
+        return functional.linear(a, b, c)
+    product = torch.matmul(a, torch.t(b) if call.attribute("transB", 0) else b)
+    product = product if alpha == 1.0 else product * alpha
+    if c is None:
+        return product
+    return product + (c if beta == 1.0 else c * beta)
+
+
+def _gemm_channels(walk: Walk, node: Node) -> None:
+    if node.attributes.get("transA", 0) or not walk.is_weight(node.inputs[1]):
+        walk.pin(node, f"the Gemm '{node.name}' multiplies two activations")
+        return
+    inner, outer = (1, 0) if node.attributes.get("transB", 0) else (0, 1)
+    bias = []
+    if len(node.inputs) > 2 and node.inputs[2]:
+        shape = walk.shape(node.inputs[2])
+        if not walk.is_weight(node.inputs[2]) or (len(shape) == 2 and shape[0] > 1):
+            walk.pin(node, f"the Gemm '{node.name}' adds more than a bias")
+            return
+        bias = [(2, len(shape) - 1)] if shape and shape[-1] > 1 else []
+    walk.consume(node, (0, 1), (1, inner))
+    walk.produce(node, (1, outer), 1, also=bias)
+
+
+def _gemm_macs(node: Node, shapes: Shapes) -> int:
+    inner = shapes[node.inputs[0]][0 if node.attributes.get("transA", 0) else 1]
+    return math.prod(shapes[node.outputs[0]]) * inner
+
+
+def _matmul(call: Call) -> Any:
+    return torch.matmul(call.tensor(0), call.tensor(1))
+
+
+def _matmul_channels(walk: Walk, node: Node) -> None:
+    left, right = node.inputs
+    if walk.is_weight(right) and not walk.is_weight(left) and len(walk.shape(right)) == 2:
+        walk.consume(node, (0, -1), (1, 0))
+        walk.produce(node, (1, 1), -1)
+    elif walk.is_weight(left) and not walk.is_weight(right) and len(walk.shape(left)) == 2 <= len(walk.shape(right)):
+        walk.consume(node, (1, -2), (0, 1))
+        walk.produce(node, (0, 0), -2)
+    else:
+        walk.pin(node, f"the MatMul '{node.name}' multiplies two activations")
+
+
+def _matmul_macs(node: Node, shapes: Shapes) -> int:
+    return math.prod(shapes[node.outputs[0]]) * shapes[node.inputs[0]][-1]
+
+
+register(
+    Operator(
+        op="Gemm",
+        versions=(7, 9, 11, 13),
+        run=_gemm,
+        channels=_gemm_channels,
+        macs=_gemm_macs,
+        weights=(0, 1, 2),
+    )
+)
+register(
+    Operator(
+        op="MatMul",
+        versions=(1, 9, 13),
+        run=_matmul,
+        channels=_matmul_channels,
+        macs=_matmul_macs,
+        weights=(0, 1),
+    )
+)

@@ -1,0 +1,313 @@
+"""Operators that only move data. Their channel rule is to be run themselves on tensors of channel labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from worker.compressor.graph.network import Node
+from worker.compressor.graph.operator import Call, Int, Operator, register
+from worker.compressor.graph.operators.convolution import torch_pads
+from worker.compressor.graph.walk import Walk
+
+_FAR = 1 << 31  # beyond every length, within int64: "to the end" in Slice
+
+
+def _move(walk: Walk, node: Node) -> None:
+    walk.move(node)
+
+
+def _identity(call: Call) -> Any:
+    return call.tensor(0)
+
+
+def _identity_known(node: Node, arrays: Sequence[np.ndarray]) -> np.ndarray:
+    return arrays[0]
+
+
+def _dropout(call: Call) -> Any:
+    # at inference it is the identity; the mask output does not exist then
+    return (call.tensor(0), torch.ones_like(call.tensor(0), dtype=torch.bool)) if _gives_mask(call) else call.tensor(0)
+
+
+def _gives_mask(call: Call) -> bool:
+    return len(call.node.outputs) > 1 and call.node.outputs[1] != ""
+
+
+def _reshape(call: Call) -> Any:
+    x, target = call.tensor(0), call.ints(1)
+    if not call.attribute("allowzero", 0):
+        target = [x.size(i) if isinstance(size, int) and size == 0 else size for i, size in enumerate(target)]
+    return torch.reshape(x, target)
+
+
+def _reshape_known(node: Node, arrays: Sequence[np.ndarray]) -> np.ndarray:
+    return arrays[0].reshape([int(size) for size in arrays[1].tolist()])
+
+
+def _flatten(call: Call) -> Any:
+    x, rank = call.tensor(0), call.rank(0)
+    axis = call.attribute("axis", 1)
+    axis = axis + rank if axis < 0 else axis
+    if axis == 0:
+        return torch.reshape(x, [1, -1])
+    if axis == rank:
+        return torch.reshape(x, [-1, 1])
+    # flatten needs no batch size, so that the batch stays free
+    flat = torch.flatten(x, axis)
+    return flat if axis == 1 else torch.flatten(flat, 0, axis - 1)
+
+
+def _call_axes(call: Call) -> list[int] | None:
+    given = call.ints(1) if call.has(1) else call.attribute("axes")
+    return None if given is None else list(given)
+
+
+def _squeeze(call: Call) -> Any:
+    axes = _call_axes(call)
+    if axes is None:
+        raise call.refuse("names no axes: which ones go would depend on the data's shape")
+    x, rank = call.tensor(0), call.rank(0)
+    for axis in sorted((axis % rank for axis in axes), reverse=True):
+        x = torch.squeeze(x, axis)
+    return x
+
+
+def _unsqueeze(call: Call) -> Any:
+    axes = _call_axes(call) or []
+    x, rank = call.tensor(0), call.rank(0) + len(axes)
+    for axis in sorted(axis % rank for axis in axes):
+        x = torch.unsqueeze(x, axis)
+    return x
+
+
+def _axes_known(node: Node, arrays: Sequence[np.ndarray]) -> list[int] | None:
+    given = arrays[1].tolist() if len(arrays) > 1 else node.attributes.get("axes")
+    return None if given is None else [int(axis) for axis in given]
+
+
+def _squeeze_known(node: Node, arrays: Sequence[np.ndarray]) -> np.ndarray:
+    axes = _axes_known(node, arrays)
+    return np.squeeze(arrays[0], None if axes is None else tuple(axes))
+
+
+def _unsqueeze_known(node: Node, arrays: Sequence[np.ndarray]) -> np.ndarray:
+    return np.expand_dims(arrays[0], tuple(_axes_known(node, arrays) or ()))
+
+
+def _transpose(call: Call) -> Any:
+    order = call.attribute("perm") or list(reversed(range(call.rank(0))))
+    return torch.permute(call.tensor(0), list(order))
+
+
+def _transpose_known(node: Node, arrays: Sequence[np.ndarray]) -> np.ndarray:
+    return np.transpose(arrays[0], node.attributes.get("perm"))
+
+
+def _concat(call: Call) -> Any:
+    return torch.cat([call.tensor(slot) for slot in range(len(call.node.inputs))], call.attribute("axis"))
+
+
+def _concat_known(node: Node, arrays: Sequence[np.ndarray]) -> np.ndarray:
+    return np.concatenate(arrays, node.attributes["axis"])
+
+
+def _concat_channels(walk: Walk, node: Node) -> None:
+    walk.concatenate(node, node.attributes["axis"])
+
+
+def _split(call: Call) -> Any:
+    x, axis, num_outputs = call.tensor(0), call.attribute("axis", 0), len(call.node.outputs)
+    sizes = call.ints(1) if call.has(1) else call.attribute("split")
+    if sizes is None:
+        length = x.size(axis)
+        step = (length + num_outputs - 1) // num_outputs
+        starts: list[Int] = [step * i for i in range(num_outputs)]
+        return tuple(
+            torch.narrow(x, axis, s, step if i < num_outputs - 1 else length - s) for i, s in enumerate(starts)
+        )
+    parts, start = [], 0
+    for size in sizes:
+        parts.append(torch.narrow(x, axis, start, size))
+        start = start + size
+    return tuple(parts)
+
+
+def _slice(call: Call) -> Any:
+    x, rank = call.tensor(0), call.rank(0)
+    if call.node.since_version < 10:
+        starts, ends = call.attribute("starts"), call.attribute("ends")
+        axes, steps = call.attribute("axes", list(range(len(starts)))), [1] * len(starts)
+    else:
+        starts, ends = call.ints(1), call.ints(2)
+        axes = call.ints(3) if call.has(3) else list(range(len(starts)))
+        steps = call.ints(4) if call.has(4) else [1] * len(starts)
+    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
+        if isinstance(step, int) and step < 0:
+            x = _backwards(call, x, start, end, axis % rank, step)
+        else:
+            last = min(end, _FAR) if isinstance(end, int) else end
+            x = torch.ops.aten.slice(x, axis % rank, start, last, step)
+    return x
+
+
+def _backwards(call: Call, x: Any, start: Int, end: Int, axis: int, step: int) -> Any:
+    """Whole reversal with a step; any other negative slice is refused."""
+    whole = isinstance(start, int) and isinstance(end, int) and (start == -1 or start >= _FAR - 1) and end < -_FAR + 1
+    if not whole:
+        raise call.refuse("slices backwards over a part")
+    flipped = torch.flip(x, [axis])
+    return flipped if step == -1 else torch.ops.aten.slice(flipped, axis, 0, _FAR, -step)
+
+
+def _slice_known(node: Node, arrays: Sequence[np.ndarray]) -> np.ndarray:
+    if node.since_version < 10:
+        starts, ends = node.attributes["starts"], node.attributes["ends"]
+        axes, steps = node.attributes.get("axes", range(len(starts))), [1] * len(starts)
+    else:
+        starts, ends = arrays[1].tolist(), arrays[2].tolist()
+        axes = arrays[3].tolist() if len(arrays) > 3 else range(len(starts))
+        steps = arrays[4].tolist() if len(arrays) > 4 else [1] * len(starts)
+    where: list[slice] = [slice(None)] * arrays[0].ndim
+    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
+        # numpy reads a far negative end as ONNX does: before the first element
+        where[int(axis)] = slice(int(start), None if step < 0 and end < -_FAR + 1 else int(end), int(step))
+    return arrays[0][tuple(where)]
+
+
+def _pad(call: Call) -> Any:
+    x, rank = call.tensor(0), call.rank(0)
+    mode = call.attribute("mode", "constant")
+    if call.node.since_version < 11:
+        pads, value = list(call.attribute("pads")), call.attribute("value", 0.0)
+    else:
+        pads, value = call.ints(1), 0.0
+        if call.has(2) and (known := call.known(2)) is not None:
+            value = known.reshape(-1)[0].item()
+    if call.has(3):
+        axes = [axis % rank for axis in call.ints(3)]
+        begins, ends = dict(zip(axes, pads[: len(axes)], strict=True)), dict(zip(axes, pads[len(axes) :], strict=True))
+        pads = [begins.get(axis, 0) for axis in range(rank)] + [ends.get(axis, 0) for axis in range(rank)]
+    # torch pads from the last axis on, and reflects or repeats in the last axes alone
+    while rank > 1 and _is_zero(pads[0]) and _is_zero(pads[len(pads) // 2]):
+        half = len(pads) // 2
+        pads = pads[1:half] + pads[half + 1 :]
+        if len(pads) == 2:
+            break
+    if mode == "constant":
+        return functional.pad(x, torch_pads(pads), "constant", value)
+    if mode not in ("reflect", "edge"):
+        raise call.refuse(f"pads by '{mode}'")
+    return functional.pad(x, torch_pads(pads), "reflect" if mode == "reflect" else "replicate")
+
+
+def _is_zero(number: Int) -> bool:
+    return isinstance(number, int) and number == 0
+
+
+def _expand(call: Call) -> Any:
+    x, target, rank = call.tensor(0), call.ints(1), call.rank(0)
+    offset = len(target) - rank
+    if offset < 0:
+        target, offset = [1] * -offset + target, 0
+    # a 1 in the target keeps what the tensor has; in torch -1 says so
+    sizes = [-1 if i >= offset and isinstance(size, int) and size == 1 else size for i, size in enumerate(target)]
+    return x.expand(sizes)
+
+
+def _expand_known(node: Node, arrays: Sequence[np.ndarray]) -> np.ndarray:
+    shape = np.broadcast_shapes(arrays[0].shape, tuple(int(size) for size in arrays[1].tolist()))
+    return np.broadcast_to(arrays[0], shape)
+
+
+def _gather(call: Call) -> Any:
+    x, axis = call.tensor(0), call.attribute("axis", 0)
+    axis = axis % call.rank(0)
+    known = call.known(1)
+    if known is not None and known.ndim == 0:
+        return torch.select(x, axis, known.item())
+    if known is not None and known.ndim == 1 and (known >= 0).all():
+        return torch.index_select(x, axis, call.tensor(1))
+    indices = call.tensor(1)
+    indices = torch.where(indices < 0, indices + x.size(axis), indices)
+    if axis == 0 and call.rank(0) == 2:
+        return functional.embedding(indices, x)
+    flat = torch.index_select(x, axis, torch.reshape(indices, [-1]))
+    sizes = [x.size(i) for i in range(axis)] + [indices.size(i) for i in range(call.rank(1))]
+    return torch.reshape(flat, sizes + [x.size(i) for i in range(axis + 1, call.rank(0))])
+
+
+def _gather_known(node: Node, arrays: Sequence[np.ndarray]) -> np.ndarray:
+    return np.take(arrays[0], arrays[1].astype(np.int64), node.attributes.get("axis", 0))
+
+
+def _gather_channels(walk: Walk, node: Node) -> None:
+    if walk.numbers(node, 1) is None:
+        walk.pin(node, f"Gather '{node.name}' picks them by data")
+    else:
+        walk.move(node)
+
+
+register(
+    Operator(
+        op="Identity",
+        versions=(1, 13, 14, 16, 19, 21, 23, 24, 25),
+        run=_identity,
+        channels=_move,
+        known=_identity_known,
+    )
+)
+register(Operator(op="Dropout", versions=(7, 10, 12, 13, 22), run=_dropout, channels=lambda w, n: w.keep(n), data=(0,)))
+register(
+    Operator(
+        op="Reshape",
+        versions=(5, 13, 14, 19, 21, 23, 24, 25),
+        run=_reshape,
+        channels=_move,
+        known=_reshape_known,
+        data=(0,),
+    )
+)
+register(Operator(op="Flatten", versions=(1, 9, 11, 13, 21, 23, 24, 25), run=_flatten, channels=_move))
+register(
+    Operator(
+        op="Squeeze",
+        versions=(1, 11, 13, 21, 23, 24, 25),
+        run=_squeeze,
+        channels=_move,
+        known=_squeeze_known,
+        data=(0,),
+    )
+)
+register(
+    Operator(
+        op="Unsqueeze",
+        versions=(1, 11, 13, 21, 23, 24, 25),
+        run=_unsqueeze,
+        channels=_move,
+        known=_unsqueeze_known,
+        data=(0,),
+    )
+)
+register(
+    Operator(op="Transpose", versions=(1, 13, 21, 23, 24, 25), run=_transpose, channels=_move, known=_transpose_known)
+)
+register(Operator(op="Concat", versions=(4, 11, 13), run=_concat, channels=_concat_channels, known=_concat_known))
+register(Operator(op="Split", versions=(2, 11, 13, 18), run=_split, channels=_move, data=(0,)))
+register(Operator(op="Slice", versions=(1, 10, 11, 13), run=_slice, channels=_move, known=_slice_known, data=(0,)))
+register(Operator(op="Pad", versions=(2, 11, 13, 18, 19, 21, 23, 24, 25), run=_pad, channels=_move, data=(0,)))
+register(Operator(op="Expand", versions=(8, 13), run=_expand, channels=_move, known=_expand_known, data=(0,)))
+register(
+    Operator(
+        op="Gather",
+        versions=(1, 11, 13),
+        run=_gather,
+        channels=_gather_channels,
+        known=_gather_known,
+        weights=(0,),
+    )
+)

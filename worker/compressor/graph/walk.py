@@ -1,0 +1,79 @@
+"""The few ways in which channels pass through an operator: the vocabulary of every channel rule.
+
+A rule is written once in these verbs and walked twice: the analysis (`channels.py`) finds out with it which channels
+belong together, and the surgery (`surgery.py`) replays it on a cut network to learn which channel lies where now.
+Slots are input slots of the node; an axis may be negative.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from worker.compressor.graph.network import Node
+
+#: An input slot and an axis of the tensor in it.
+Place = tuple[int, int]
+
+
+class Walk(Protocol):
+    """One walk over the network in topological order."""
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a value in the uncut network, at the sample shapes."""
+        ...
+
+    def is_weight(self, name: str) -> bool:
+        """Whether the value is a constant, or made from constants alone."""
+        ...
+
+    def numbers(self, node: Node, slot: int) -> list[int] | None:
+        """The known numbers of an input (axes, sizes, starts), None where there are none."""
+        ...
+
+    def consume(self, node: Node, x: Place, weight: Place, *, slides: Sequence[int] = (), parts: int = 1) -> None:
+        """Sum over the channels of `x`, each with its slice of the weight. Labels on other axes stay where they are.
+
+        `slides`: axes over which the operator slides or mixes, where labels may not differ. `parts`: the channels fall
+        into this many equal parts, each consumed by its own equal part of the weight's axis 0.
+        """
+        ...
+
+    def produce(self, node: Node, weight: Place, axis: int, *, also: Sequence[Place] = (), parts: int = 1) -> None:
+        """The output's `axis` is made by the weight's axis; `also` names biases along it. Equal numbers per part."""
+        ...
+
+    def follow(self, node: Node, x: Place, weights: Sequence[Place], *, slides: Sequence[int] = ()) -> None:
+        """Each channel of `x` goes on by itself, with its own entries of the weights.
+
+        Where a weight has r times as many entries as `x` has channels, each channel makes r outputs in turn.
+        """
+        ...
+
+    def keep(self, node: Node, *, slides: Sequence[int] = ()) -> None:
+        """Every element stays where it is (activations, pooling); `slides` as in `consume`."""
+        ...
+
+    def join(self, node: Node) -> None:
+        """Elementwise with broadcasting: what meets belongs together."""
+        ...
+
+    def move(self, node: Node) -> None:
+        """Elements only change places: the operator itself is run on tensors of labels."""
+        ...
+
+    def concatenate(self, node: Node, axis: int) -> None:
+        """The inputs one after the other along the axis."""
+        ...
+
+    def reduce(self, node: Node, axes: Sequence[int], *, keepdims: bool) -> None:
+        """Combine over the axes, whose labels end here; other labels go on."""
+        ...
+
+    def close(self, node: Node, axes: Sequence[int], why: str) -> None:
+        """The operator mixes along the axes, so that channels there have to stay; the shape does not change."""
+        ...
+
+    def pin(self, node: Node, why: str) -> None:
+        """Every channel that reaches the node has to stay."""
+        ...
