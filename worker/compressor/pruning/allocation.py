@@ -56,7 +56,7 @@ def _by_score(choices: Sequence[Choice]) -> Ladder:
     thresholds = np.unique(np.concatenate([choice.relative for choice in choices]))
 
     def keep_above(threshold: float) -> Widths:
-        return {c.group: c.at_least(np.searchsorted(-c.relative, -threshold, side="left")) for c in choices}
+        return {c.group: c.at_least(int(np.searchsorted(-c.relative, -threshold, side="left"))) for c in choices}
 
     return [-1.0, *thresholds.tolist()], keep_above
 

@@ -1,0 +1,224 @@
+"""Training a network on rows: one loop for distillation and fine-tuning.
+
+Guarantees: the result is never worse on the validation rows than what came in; the same seed on the same number of
+threads gives the same weights, also when the run was interrupted at an epoch and resumed.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from app.spec.schema import Optimizer
+from worker.compressor.data.dataset import Rows
+from worker.compressor.distillation.objective import Objective
+from worker.compressor.distillation.optimizers import OPTIMIZERS
+from worker.compressor.distillation.schedule import learning_rate
+from worker.compressor.evaluation.judge import Score, module_runner
+from worker.compressor.evaluation.original import Original
+from worker.compressor.evaluation.runtime import Feeds, Outputs
+from worker.compressor.outcome import keep_whole
+
+MAX_GRADIENT_NORM = 1.0
+REPORT_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to train with. `stream` tells apart the steps of a job that share its seed."""
+
+    epochs: int
+    batch_size: int
+    optimizer: Optimizer
+    seed: int
+    stream: int
+
+
+@dataclass
+class Hooks:
+    """What the trainer tells the job: a share of the work done, a metric, and each new best network."""
+
+    progress: Callable[[float], None]
+    metric: Callable[[str, int, float], None]
+    improved: Callable[[nn.Module], None]
+    check: Callable[[], None]
+
+
+@dataclass
+class Trained:
+    """How it went. `diverged` is why the loss was no use, None where it was sound."""
+
+    best: Score
+    start: Score
+    best_epoch: int
+    losses: list[float] = field(default_factory=list)
+    diverged: str | None = None
+
+
+class Trainer:
+    """Trains one module in place and leaves it at its best epoch; the start counts as epoch 0."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        rows: Rows,
+        original: Original,
+        objective: Objective,
+        judge: Callable[[Callable[[Feeds], Outputs]], Score],
+        plan: Plan,
+        hooks: Hooks,
+        device: torch.device,
+    ) -> None:
+        self.module = _fast_layout(module, device)
+        self._rows, self._original, self._objective = rows, original, objective
+        self._judge, self._plan, self._hooks, self._device = judge, plan, hooks, device
+        self._batch = min(plan.batch_size, len(rows))
+        self._steps_per_epoch = max(1, len(rows) // self._batch)
+        self._parameters = [p for p in module.parameters() if p.requires_grad]
+        kind = OPTIMIZERS.get(plan.optimizer.name)()
+        self._optimizer = kind.build(self._parameters, plan.optimizer.lr, plan.optimizer.weight_decay)
+        self._told = 0.0
+
+    def train(self, checkpoint: Path | None) -> Trained:
+        """Train to the end, from `checkpoint` where that holds a state, saving it there after every epoch."""
+        state = self._resume(checkpoint)
+        if state is None:
+            start = self._score()
+            state = _State(Trained(start, start, 0), 0, _weights(self.module))
+        while state.epoch < self._plan.epochs and state.trained.diverged is None:
+            self._epoch(state)
+            if state.trained.diverged is None:
+                self._save(checkpoint, state)
+        self.module.load_state_dict(state.best)
+        self.module.eval()
+        return state.trained
+
+    def _epoch(self, state: _State) -> None:
+        order = np.random.default_rng([self._plan.seed, self._plan.stream, state.epoch]).permutation(len(self._rows))
+        self.module.train()
+        losses = []
+        for step in range(self._steps_per_epoch):
+            positions = order[step * self._batch : (step + 1) * self._batch]
+            losses.append(self._step(positions, state.epoch * self._steps_per_epoch + step))
+            if not math.isfinite(losses[-1]):
+                state.trained.diverged = "the loss is not finite"
+                return
+            self._tell(state.epoch * self._steps_per_epoch + step, losses)
+        self.module.eval()
+        state.epoch += 1
+        state.trained.losses.append(float(np.mean(losses)))
+        score = self._score()
+        self._hooks.metric(f"val_{score.name}", state.epoch * self._steps_per_epoch, abs(score.value))
+        if score > state.trained.best:
+            state.trained.best, state.trained.best_epoch, state.best = score, state.epoch, _weights(self.module)
+            self._hooks.improved(self.module)
+        if _rose(losses) and score < state.trained.start:
+            state.trained.diverged = "the loss rises"
+
+    def _step(self, positions: np.ndarray, step: int) -> float:
+        feeds = self._rows.feeds(positions)
+        labels = self._rows.targets(positions)
+        taught = self._original.answers(self._rows, positions, feeds) if self._objective.needs_teacher else ()
+        for group in self._optimizer.param_groups:
+            total = self._plan.epochs * self._steps_per_epoch
+            group["lr"] = learning_rate(step, total, self._plan.optimizer.lr, self._plan.optimizer.schedule)
+        outputs = self.module(*(_input(feed, self._device) for feed in feeds))
+        loss = self._objective(
+            outputs,
+            tuple(torch.from_numpy(np.ascontiguousarray(t)).to(self._device) for t in taught),
+            None if labels is None else _labels(labels).to(self._device),
+        )
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self._parameters, MAX_GRADIENT_NORM)
+        self._optimizer.step()
+        return float(loss.detach())
+
+    def _tell(self, step: int, losses: list[float]) -> None:
+        self._hooks.check()
+        if time.monotonic() - self._told < REPORT_SECONDS:
+            return
+        self._told = time.monotonic()
+        self._hooks.progress((step + 1) / (self._plan.epochs * self._steps_per_epoch))
+        self._hooks.metric("loss", step + 1, float(np.mean(losses[-20:])))
+
+    def _score(self) -> Score:
+        self.module.eval()
+        return self._judge(module_runner(self.module, self._device))
+
+    def _save(self, path: Path | None, state: _State) -> None:
+        if path is None:
+            return
+        plain = {
+            "epoch": state.epoch,
+            "module": _weights(self.module),
+            "optimizer": self._optimizer.state_dict(),
+            "best": state.best,
+            "trained": _plain(state.trained),
+        }
+        temporary = path.with_name(path.name + ".tmp")
+        torch.save(plain, temporary)
+        keep_whole(temporary, path)
+
+    def _resume(self, path: Path | None) -> _State | None:
+        if path is None or not path.exists():
+            return None
+        plain = torch.load(path, weights_only=True, map_location=self._device)
+        self.module.load_state_dict(plain["module"])
+        self._optimizer.load_state_dict(plain["optimizer"])
+        told = plain["trained"]
+        trained = Trained(Score(*told["best"]), Score(*told["start"]), told["best_epoch"], told["losses"])
+        return _State(trained, plain["epoch"], plain["best"])
+
+
+@dataclass
+class _State:
+    trained: Trained
+    epoch: int
+    best: dict[str, Tensor]
+
+
+def _plain(trained: Trained) -> dict[str, Any]:
+    def score(one: Score) -> list[Any]:
+        return [one.value, one.closeness, one.name]
+
+    return {
+        "best": score(trained.best),
+        "start": score(trained.start),
+        "best_epoch": trained.best_epoch,
+        "losses": list(trained.losses),
+    }
+
+
+def _weights(module: nn.Module) -> dict[str, Tensor]:
+    return deepcopy({name: value.detach() for name, value in module.state_dict().items()})
+
+
+def _fast_layout(module: nn.Module, device: torch.device) -> nn.Module:
+    """Pictures channel by channel for every pixel: convolutions train 1.2 times faster on a CPU."""
+    return module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def _input(feed: np.ndarray, device: torch.device) -> Tensor:
+    tensor = torch.from_numpy(feed).to(device)
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
+
+
+def _labels(labels: np.ndarray) -> Tensor:
+    is_integer = labels.dtype.kind in "iub"
+    return torch.from_numpy(np.ascontiguousarray(labels, np.int64 if is_integer else np.float32))
+
+
+def _rose(losses: list[float]) -> bool:
+    """Whether the last tenth of an epoch is clearly above its first."""
+    tenth = max(1, len(losses) // 10)
+    return float(np.mean(losses[-tenth:])) > 1.5 * float(np.mean(losses[:tenth])) + 1e-8

@@ -1,0 +1,102 @@
+"""Running ONNX files in onnxruntime, and TorchScript files in torch, over any number of rows."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+from worker.compressor.errors import InputMismatch
+
+Feeds = tuple[np.ndarray, ...]
+Outputs = tuple[np.ndarray, ...]
+
+
+class Runner(ABC):
+    """Computes a network; `batch_size` is the only number of rows it takes, None where that is free."""
+
+    batch_size: int | None = None
+
+    @abstractmethod
+    def run(self, feeds: Feeds) -> Outputs:
+        """All outputs for one batch, inputs in the network's order."""
+
+    def run_rows(self, feeds: Feeds) -> Outputs:
+        """All outputs for any number of rows: where the batch is fixed, in pieces, the last filled up and cut back."""
+        if self.batch_size is None or not feeds or not feeds[0].ndim or len(feeds[0]) == self.batch_size:
+            return self.run(feeds)
+        size, count = self.batch_size, len(feeds[0])
+        parts = []
+        for at in range(0, count, size):
+            rows = np.minimum(np.arange(at, at + size), count - 1)
+            parts.append(tuple(output[: count - at] for output in self.run(tuple(feed[rows] for feed in feeds))))
+        return tuple(np.concatenate(column) for column in zip(*parts, strict=True))
+
+    def run_all(self, batches: Iterable[Feeds]) -> Iterator[Outputs]:
+        """`run_rows` over batches."""
+        for feeds in batches:
+            yield self.run_rows(feeds)
+
+
+class OnnxRunner(Runner):
+    """An ONNX file (or its bytes) in onnxruntime on the CPU."""
+
+    def __init__(self, source: Path | bytes, threads: int) -> None:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 4
+        # Idle threads that spin starve every other job of the machine.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        path_or_bytes = str(source) if isinstance(source, Path) else source
+        self._session = ort.InferenceSession(path_or_bytes, options, providers=["CPUExecutionProvider"])
+        self.inputs = [port.name for port in self._session.get_inputs()]
+        shapes = [port.shape for port in self._session.get_inputs() if port.shape]
+        self.batch_size = shapes[0][0] if shapes and isinstance(shapes[0][0], int) else None
+
+    def run(self, feeds: Feeds) -> Outputs:
+        """See `Runner.run`; raises `InputMismatch` where the network does not run on these inputs."""
+        try:
+            outputs = self._session.run(None, dict(zip(self.inputs, feeds, strict=True)))
+        except (state.InvalidArgument, state.RuntimeException, state.Fail) as error:
+            given = zip(self.inputs, feeds, strict=True)
+            told = ", ".join(f"{name} {feed.dtype.name} {list(feed.shape)}" for name, feed in given)
+            raise InputMismatch(f"the network does not run on inputs like {told}: {str(error)[:500]}") from None
+        return tuple(np.atleast_1d(np.asarray(output)) for output in outputs)
+
+
+class TorchScriptRunner(Runner):
+    """A TorchScript file in torch on the CPU; nested outputs are flattened in order."""
+
+    def __init__(self, path: Path, threads: int, batch_size: int | None = None) -> None:
+        import torch
+
+        torch.set_num_threads(threads)
+        self._module = torch.jit.load(str(path), map_location="cpu").eval()
+        self.batch_size = batch_size
+
+    def run(self, feeds: Feeds) -> Outputs:
+        """See `Runner.run`."""
+        import torch
+
+        with torch.inference_mode():
+            output = self._module(*(torch.from_numpy(np.ascontiguousarray(feed)) for feed in feeds))
+        return tuple(_flat(output))
+
+
+def _flat(output: object) -> Iterator[np.ndarray]:
+    import torch
+
+    if isinstance(output, torch.Tensor):
+        tensor = output.float() if output.dtype is torch.bfloat16 else output
+        yield np.atleast_1d(tensor.numpy())
+    elif isinstance(output, dict):
+        for value in output.values():
+            yield from _flat(value)
+    elif isinstance(output, tuple | list):
+        for value in output:
+            yield from _flat(value)

@@ -1,0 +1,75 @@
+"""Ridge regression towards the weights that are there, from streamed Gram matrices.
+
+Shapes: G groups, R rows (samples times positions), D inputs of one output (channels times kernel), O outputs of a group.
+Solves `min_W Σ_r |y_r - W'u_r|² + λ |W - W0|²`, so that directions the samples say nothing about keep their weights:
+`W = W0 + (U'U + λI)⁻¹ U'(Y - U W0)`, λ a share of the mean diagonal. (ThiNet and He et al. 2017 for channels; Kwon et al.
+2022, arXiv 2204.09656, for masks.)
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+RIDGE = 0.01
+
+
+class Gram:
+    """`U'U`, `U'Y` and the sums of rows, gathered piece by piece in float64; memory G · D · (D + O)."""
+
+    def __init__(self, groups: int, num_inputs: int, num_outputs: int) -> None:
+        self.inner = torch.zeros(groups, num_inputs, num_inputs, dtype=torch.float64)
+        self.outer = torch.zeros(groups, num_inputs, num_outputs, dtype=torch.float64)
+        self.input_sum = torch.zeros(groups, num_inputs, dtype=torch.float64)
+        self.output_sum = torch.zeros(groups, num_outputs, dtype=torch.float64)
+        self.num_rows = 0
+
+    def add(self, inputs: Tensor, outputs: Tensor) -> None:
+        """One piece: `inputs` `[G, R, D]`, `outputs` `[G, R, O]`, float32 (a piece is short enough for its sums)."""
+        turned = inputs.transpose(1, 2)
+        self.inner += torch.bmm(turned, inputs).double()
+        self.outer += torch.bmm(turned, outputs).double()
+        self.input_sum += inputs.sum(1, dtype=torch.float64)
+        self.output_sum += outputs.sum(1, dtype=torch.float64)
+        self.num_rows += inputs.shape[1]
+
+    def solve(self, weight: Tensor, *, with_bias: bool, ridge: float = RIDGE) -> tuple[Tensor, Tensor | None]:
+        """New weights `[G, D, O]` near `weight`, and biases `[G, O]`, which no ridge holds back; float64."""
+        inner, outer = self.inner, self.outer
+        if with_bias:
+            # A bias that is free is the same as a regression of centred values.
+            mean_in, mean_out = self.input_sum / self.num_rows, self.output_sum / self.num_rows
+            inner = inner - self.num_rows * mean_in.unsqueeze(2) * mean_in.unsqueeze(1)
+            outer = outer - self.num_rows * mean_in.unsqueeze(2) * mean_out.unsqueeze(1)
+        start = weight.double()
+        diagonal = inner.diagonal(dim1=1, dim2=2).mean(1)
+        damping = (ridge * diagonal).clamp_min(1e-12)[:, None, None] * torch.eye(inner.shape[1], dtype=torch.float64)
+        factor, failed = torch.linalg.cholesky_ex(inner + damping)
+        change = torch.cholesky_solve(outer - inner @ start, factor)
+        # A group whose system cannot be factored (inputs that are not finite) keeps its weights.
+        sound = (failed == 0) & torch.isfinite(change).all(2).all(1)
+        solved = torch.where(sound[:, None, None], start + change, start)
+        if not with_bias:
+            return solved, None
+        return solved, mean_out - (mean_in.unsqueeze(1) @ solved).squeeze(1)
+
+
+def solve_wide(
+    inputs: Tensor, outputs: Tensor, weight: Tensor, *, with_bias: bool, ridge: float = RIDGE
+) -> tuple[Tensor, Tensor | None]:
+    """The same solution where D exceeds R, from the R × R matrix: `W = W0 + U'(UU' + λI)⁻¹ (Y - U W0)`.
+
+    `inputs` `[G, R, D]`, `outputs` `[G, R, O]`, `weight` `[G, D, O]`; returns weights, and biases `[G, O]` if asked.
+    """
+    start, mean_in, mean_out = weight.float(), inputs.mean(1, keepdim=True), outputs.mean(1, keepdim=True)
+    if with_bias:
+        inputs, outputs = inputs - mean_in, outputs - mean_out
+    kernel = torch.bmm(inputs, inputs.transpose(1, 2)).double()
+    damping = ridge * kernel.diagonal(dim1=1, dim2=2).sum(1) / inputs.shape[2]
+    kernel = kernel + damping.clamp_min(1e-12)[:, None, None] * torch.eye(kernel.shape[1], dtype=torch.float64)
+    factor, failed = torch.linalg.cholesky_ex(kernel)
+    dual = torch.cholesky_solve((outputs - torch.bmm(inputs, start)).double(), factor)
+    change = torch.bmm(inputs.transpose(1, 2), dual.float())
+    sound = (failed == 0) & torch.isfinite(change).all(2).all(1)
+    solved = torch.where(sound[:, None, None], start + change, start)
+    return solved, (mean_out - torch.bmm(mean_in, solved)).squeeze(1) if with_bias else None
