@@ -28,15 +28,11 @@ class Database:
         self._writes = async_sessionmaker(self._engine, expire_on_commit=False)
         self._reads = async_sessionmaker(self._engine.execution_options(sqlite_read=True), expire_on_commit=False)
 
-    async def read(
-        self, function: Callable[Concatenate[Session, P], T], *args: P.args, **kwargs: P.kwargs
-    ) -> T:
+    async def read(self, function: Callable[Concatenate[Session, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """`function(session, …)` in a transaction that only reads."""
         return await self._run(self._reads, function, *args, **kwargs)
 
-    async def write(
-        self, function: Callable[Concatenate[Session, P], T], *args: P.args, **kwargs: P.kwargs
-    ) -> T:
+    async def write(self, function: Callable[Concatenate[Session, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """`function(session, …)` in a transaction that is committed when this returns, and undone when it raises."""
         return await self._run(self._writes, function, *args, **kwargs)
 

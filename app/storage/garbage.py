@@ -28,7 +28,9 @@ def collect_garbage(sessions: sessionmaker[Session], storage: Storage, *, grace_
     while batch := list(itertools.islice(digests, _BATCH)):
         with sessions.begin() as session:
             kept = _referenced(session, batch)
-        removed += sum(storage.delete(sha256, older_than_seconds=grace_seconds) for sha256 in batch if sha256 not in kept)
+        removed += sum(
+            storage.delete(sha256, older_than_seconds=grace_seconds) for sha256 in batch if sha256 not in kept
+        )
     storage.sweep(older_than_seconds=max(grace_seconds, GRACE_SECONDS * 24))
     with sessions.begin() as session:
         session.execute(delete(IdempotencyRow).where(IdempotencyRow.created_at < utc_now() - KEY_LIFETIME))

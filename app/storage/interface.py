@@ -19,9 +19,13 @@ class Blob:
 class BlobWriter(Protocol):
     """Bytes on their way in, hashed as they pass. Nothing is visible before `commit`; calls come from one thread at a time."""
 
-    size_bytes: int
-    sha256: str
-    """The digest of what was written so far."""
+    @property
+    def size_bytes(self) -> int:
+        """How much was written so far."""
+
+    @property
+    def sha256(self) -> str:
+        """The digest of what was written so far."""
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Add bytes. Raises `InsufficientStorage` where the disk is full."""

@@ -132,7 +132,9 @@ def _create_jobs() -> None:
 
 
 def _job_key(*, is_key: bool) -> sa.Column[object]:
-    return sa.Column("job_id", sa.String(40), sa.ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=is_key, nullable=False)
+    return sa.Column(
+        "job_id", sa.String(40), sa.ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=is_key, nullable=False
+    )
 
 
 def _create_what_jobs_leave() -> None:

@@ -11,6 +11,7 @@ import re
 import tempfile
 import time
 from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
@@ -27,7 +28,9 @@ def _full_disk_is_told() -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise InsufficientStorage("the disk behind the storage is full", hint="free some space, then send it again") from error
+            raise InsufficientStorage(
+                "the disk behind the storage is full", hint="free some space, then send it again"
+            ) from error
         raise
 
 
@@ -62,7 +65,7 @@ class LocalStorage:
         finally:
             writer.abort()
 
-    def open(self, sha256: str) -> BinaryIO:
+    def open(self, sha256: str) -> BufferedReader:
         """The file, opened without following links."""
         return os.fdopen(os.open(self.local_path(sha256), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb")
 
