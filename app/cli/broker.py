@@ -38,7 +38,7 @@ def make_folder() -> Path:
     folder = Path(tempfile.mkdtemp(prefix="fw-"))
     if len(bytes(folder / "broker.sock")) > 103:
         folder.rmdir()
-        folder = Path(tempfile.mkdtemp(prefix="fw-", dir="/tmp"))  # noqa: S108
+        folder = Path(tempfile.mkdtemp(prefix="fw-", dir="/tmp"))
     return folder
 
 

@@ -58,7 +58,9 @@ def _settings() -> Settings:
         reasons = []
         for item in error.errors():
             name = "_".join(str(part) for part in item["loc"]).upper()
-            reasons.append(f"FEATHERWEIGHT_{name}: {item['msg']}" if name else item["msg"].removeprefix("Value error, "))
+            reasons.append(
+                f"FEATHERWEIGHT_{name}: {item['msg']}" if name else item["msg"].removeprefix("Value error, ")
+            )
         raise StartError("; ".join(reasons)) from None
 
 

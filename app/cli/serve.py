@@ -39,9 +39,8 @@ def serve(settings: Settings, worker_arguments: Sequence[str] = ()) -> None:
         if settings.broker_url is None:
             environment["FEATHERWEIGHT_BROKER_URL"] = _start_broker(supervisor, keeper, dict(environment))
         _migrate(environment)
-        for name, more in (("api", ("--fd", str(listener.fileno()))),):
-            command = (*PYTHON, "app.cli.main", name, *more)
-            supervisor.add(Service(name, lambda _, c=command: c, environment, (listener.fileno(),)))
+        api = (*PYTHON, "app.cli.main", "api", "--fd", str(listener.fileno()))
+        supervisor.add(Service("api", lambda _: api, environment, (listener.fileno(),)))
         # Where database and broker are ours alone, nobody else can hold a lease: what a killed `serve` left is free.
         is_alone = settings.broker_url is None and settings.database_url is None
         add_workers(supervisor, environment, worker_arguments, is_alone=is_alone)

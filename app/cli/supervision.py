@@ -112,7 +112,7 @@ class Supervisor:
             pass_fds=service.inherited,
             stdin=subprocess.DEVNULL,
             start_new_session=True,
-            preexec_fn=before_exec(),  # noqa: PLW1509
+            preexec_fn=before_exec(),
         )
         self._keeper.add_group(service.process.pid)
 
