@@ -58,13 +58,15 @@ def get_upload(session: Session, table: type[Upload], upload_id: str, *, lock: b
 def add_or_find(session: Session, row: Upload, same: Any) -> tuple[Upload, bool]:
     """Insert `row`, or the row that fits `same` where there is one; whether it is new. Two at once make one."""
     table = type(row)
-    if (found := session.scalars(select(table).where(same)).one_or_none()) is None:
+    # Share-locked: an inspection that ends now ends after this transaction, and then sees what waits for it.
+    known = select(table).where(same).with_for_update(read=True)
+    if (found := session.scalars(known).one_or_none()) is None:
         try:
             with session.begin_nested():
                 session.add(row)
             return row, True
         except IntegrityError:
-            found = session.scalars(select(table).where(same)).one()
+            found = session.scalars(known).one()
     if found.status == "rejected" and (found.error or {}).get("class") != "user":
         # It was not the file's fault: the same bytes deserve another look.
         found.status, found.error, found.sent_at, found.finished_at = "queued", None, None, None

@@ -34,6 +34,7 @@ class EventStream(Response):
         self.status_code = 200
         self.background = None
         self._services, self._job_id, self._after = services, job_id, after
+        self._is_over = False
         headers: Mapping[str, str] = {
             "Cache-Control": "no-store",
             "X-Accel-Buffering": "no",
@@ -72,16 +73,15 @@ class EventStream(Response):
                     return
                 if len(page) == _PAGE:
                     continue
-            after, seen = self._after, list[Glance | None]()
-
-            def has_news(glance: Glance | None, after: int = after, seen: list[Glance | None] = seen) -> bool:
-                seen[:] = [glance]
-                return glance is None or glance.last_event > after or glance.status in TERMINAL
-
-            if not await self._services.watcher.wait(self._job_id, has_news, HEARTBEAT_SECONDS):
+            if not await self._services.watcher.wait(self._job_id, self._has_news, HEARTBEAT_SECONDS):
                 yield ": still here\n\n"
-            elif seen[0] is None or (seen[0].status in TERMINAL and seen[0].last_event <= after):
+            elif self._is_over:
                 return
+
+    def _has_news(self, glance: Glance | None) -> bool:
+        has_more = glance is not None and glance.last_event > self._after
+        self._is_over = not has_more and (glance is None or glance.status in TERMINAL)
+        return has_more or self._is_over
 
 
 def _is_end(row: EventRow) -> bool:

@@ -9,6 +9,7 @@ import hashlib
 import os
 import re
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from io import BufferedReader
@@ -165,6 +166,7 @@ class _Writer:
         self._hash = hashlib.sha256()
         self.size_bytes = 0
         self._is_open = True
+        self._in_use = threading.Lock()  # a cancelled request aborts while a thread may still write
 
     @property
     def sha256(self) -> str:
@@ -172,9 +174,9 @@ class _Writer:
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         view = memoryview(data)
-        self._hash.update(view)
-        self.size_bytes += len(view)
-        with _full_disk_is_told():
+        with self._in_use, _full_disk_is_told():
+            self._hash.update(view)
+            self.size_bytes += len(view)
             while view:
                 view = view[self._file.write(view) :]
 
@@ -182,20 +184,21 @@ class _Writer:
         return self._path.open("rb")
 
     def commit(self) -> Blob:
-        blob = Blob(self.sha256, self.size_bytes)
-        with _full_disk_is_told():
+        with self._in_use, _full_disk_is_told():
+            blob = Blob(self.sha256, self.size_bytes)
             os.fchmod(self._file.fileno(), 0o444)
             os.fsync(self._file.fileno())
             self._file.close()
             self._storage.keep(self._path, blob)
-        self._is_open = False
+            self._is_open = False
         return blob
 
     def abort(self) -> None:
-        if self._is_open:
-            self._is_open = False
-            self._file.close()
-            self._path.unlink(missing_ok=True)
+        with self._in_use:
+            if self._is_open:
+                self._is_open = False
+                self._file.close()
+                self._path.unlink(missing_ok=True)
 
 
 def _age(path: Path) -> float:
