@@ -7,6 +7,9 @@ import os
 import secrets
 import socket
 import sys
+import warnings
+
+from celery.platforms import SecurityWarning
 
 from app.logging import configure_logging
 from app.queue import JOBS, QUEUES
@@ -35,6 +38,8 @@ def main() -> None:
         environment = clean_environment(os.environ, settings.threads_per_job, str(settings.work_dir))
         node.launcher = LauncherKeeper(node.entry, environment)
         node.launcher.start()
+    # Celery warns of root because of pickled messages; ours are JSON, and the engine's processes are what is dangerous.
+    warnings.simplefilter("ignore", SecurityWarning)
     try:
         run_worker(make_application(node, reaper), node)
     finally:

@@ -65,9 +65,9 @@ def read_task(session: Session, claim: Claim) -> Task:
     for row, noun in ((model, "model"), (dataset, "data set")):
         _check_upload(row, noun)
     spec = job.spec
-    if not _is_complete(spec):
+    if asked := _asked(spec):
         facts = DatasetFacts(dataset.fields or []) if dataset else None
-        spec = complete_spec(Spec.model_validate(spec), ModelFacts(model.format, model.inputs), facts).as_json()
+        spec = complete_spec(asked, ModelFacts(model.format, model.inputs), facts).as_json()
         session.execute(update(JobRow).where(*claim.holds()).values(spec=spec))
     return Task(claim, model, dataset, spec)
 
@@ -81,9 +81,16 @@ def _check_upload(row: ModelRow | DatasetRow | None, noun: str) -> None:
     raise NotRunnable(stored_error("not_found", detail, error_class="user", hint="upload it again"))
 
 
-def _is_complete(spec: dict[str, Any]) -> bool:
-    # What `complete_spec` fills in last; a job that came with its files is stored as it was sent, and lacks one of them.
-    return all(spec.get(key) for key in ("inputs", "task", "outputs")) and "seed" in spec
+def _asked(stored: dict[str, Any]) -> Spec | None:
+    """The spec as it was asked for, from the stored form of a job that came before its uploads were inspected; None for
+    one that is complete. What equals its default counts as not asked for: the stored form does not tell them apart.
+    """
+    spec = Spec.model_validate(stored)
+    if spec.as_json() != stored:
+        return spec
+    if all(stored[key] for key in ("inputs", "task", "outputs")):
+        return None
+    return Spec.model_validate(spec.model_dump(mode="json", exclude_defaults=True))
 
 
 def fill_folder(folder: WorkFolder, task: Task, settings: Settings, storage: Storage) -> None:

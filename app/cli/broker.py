@@ -55,7 +55,9 @@ def url_of(folder: Path) -> str:
 def command(server: Path, folder: Path) -> list[str]:
     """No port, nothing on disk: what the broker forgets, the reaper sends again."""
     options = {"--port": "0", "--unixsocket": str(socket_of(folder)), "--unixsocketperm": "600", "--dir": str(folder)}
-    quiet = {"--save": "", "--appendonly": "no", "--loglevel": "warning", "--hz": "1", "--databases": "1"}
+    # Its log lies in the same folder; on a terminal its advice about the kernel's settings would be noise.
+    log = str(folder / "broker.log")
+    quiet = {"--save": "", "--appendonly": "no", "--logfile": log, "--hz": "1", "--set-proc-title": "no"}
     return [str(server), *(word for pair in (options | quiet).items() for word in pair)]
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pydantic import ValidationError
 
 from app.cli.errors import StartError
+from app.logging import configure_logging
 from app.settings import Settings, load_settings
 
 
@@ -21,10 +22,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in ("host", "port", "data_dir"):
         if (value := getattr(parsed, name)) is not None:
             os.environ[f"FEATHERWEIGHT_{name.upper()}"] = value
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="featherweight: %(message)s")
     try:
+        settings = _settings()
+        configure_logging(settings.log_format)
         command: Callable[[Settings, argparse.Namespace], None] = parsed.run
-        command(_settings(), parsed)
+        command(settings, parsed)
     except StartError as error:
         sys.exit(f"featherweight: {error}")
     except KeyboardInterrupt:
@@ -76,12 +78,20 @@ def _api(settings: Settings, parsed: argparse.Namespace) -> None:
     from app.cli.listening import listen
     from app.main import create_app
 
+    class Server(uvicorn.Server):
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            # Who waits for a job is let go first, or the end of the server would wait for him.
+            application.state.services.watcher.stop()
+            await super().shutdown(sockets)
+
     _ask_for_a_broker(settings)
+    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
     listener = listen(settings.host, settings.port) if parsed.fd is None else socket.socket(fileno=parsed.fd)
+    application = create_app(settings)
     config = uvicorn.Config(
-        create_app(settings), log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=3
+        application, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=3
     )
-    uvicorn.Server(config).run(sockets=[listener])
+    Server(config).run(sockets=[listener])
 
 
 def _worker(settings: Settings, _: argparse.Namespace) -> None:
