@@ -26,8 +26,12 @@ TEST_SHARE, VAL_SHARE = 0.2, 0.1
 
 @dataclass(frozen=True)
 class Rows:
-    """Some rows of some arrays: `arrays` as stored, in the order of the network's inputs; `index` picks and orders them."""
+    """Some rows of some arrays: `arrays` as stored, in the order of the network's inputs; `index` picks and orders them.
 
+    `split` names the arrays that the rows are of (train, val, test or all, as stored).
+    """
+
+    split: str
     arrays: tuple[np.ndarray, ...]
     labels: np.ndarray | None
     index: np.ndarray
@@ -107,7 +111,7 @@ def _rows(stored: dict[str, StoredArray], roles: Roles, split: str, preparations
     lengths = {len(a) for a in arrays} | ({len(labels)} if labels is not None else set())
     if len(lengths) > 1:
         raise DataError(f"the arrays of the split {split!r} have different numbers of rows", code="length_mismatch")
-    return Rows(tuple(arrays), labels, np.arange(lengths.pop()), preparations)
+    return Rows(split, tuple(arrays), labels, np.arange(lengths.pop()), preparations)
 
 
 def _check_task(rows: dict[str, Rows], spec: Spec) -> None:

@@ -40,7 +40,11 @@ def power_sums(group: Group, tensors: Mapping[str, np.ndarray], power: int) -> n
         weight = tensors[part.tensor]
         if part.role == "follows" or weight.ndim < 2:
             continue
-        magnitudes = np.abs(np.moveaxis(weight, part.axis, 0).astype(np.float64)).reshape(weight.shape[part.axis], -1)
-        owned = part.units >= 0
-        np.add.at(sums, part.units[owned], (magnitudes[owned] ** power).sum(axis=1))
+        units = np.atleast_2d(part.units)
+        # Each equal part of axis 0 has its own order of units; one part is the whole tensor.
+        pieces = np.abs(weight.astype(np.float64)).reshape(len(units), -1, *weight.shape[1:]) ** power
+        for row, piece in zip(units, pieces, strict=True):
+            per_position = np.moveaxis(piece, part.axis, 0).reshape(len(row), -1).sum(axis=1)
+            owned = row >= 0
+            np.add.at(sums, row[owned], per_position[owned])
     return sums

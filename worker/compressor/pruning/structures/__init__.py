@@ -1,0 +1,47 @@
+"""Structures: what a prune step removes, one file each."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from app.spec.schema import Prune
+from worker.compressor.plugins import Described
+from worker.compressor.registry import Registry
+
+if TYPE_CHECKING:
+    from worker.compressor.graph.channels import Analysis
+    from worker.compressor.graph.network import Network
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a prune step decided: units kept by group (groups left whole are missing), and why layers are kept whole."""
+
+    analysis: Analysis
+    kept: dict[int, np.ndarray]
+    kept_because: dict[str, str] = field(default_factory=dict)
+
+
+class Structure(Described, ABC):
+    """Decides what to remove so that the ceilings are met; the cutting itself is the graph's."""
+
+    @abstractmethod
+    def choose(
+        self, network: Network, shapes: Shapes, prune: Prune, ceilings: Mapping[str, int], rng: np.random.Generator
+    ) -> Choice:
+        """What to keep of `network`; `ceilings` are counts (`macs`, `params`) that the result may not exceed.
+
+        Raises:
+            TargetUnreachable: where no choice meets the ceilings.
+            NothingRemoved: where they are met with everything in place.
+        """
+
+
+STRUCTURES: Registry[Structure] = Registry("structure", __name__)

@@ -1,0 +1,90 @@
+"""Judge the exact bytes that will be downloaded: opened again in a fresh process, run on every held-out row.
+
+Question: `{folder, graph, first, files: {format: path}, answers, parity, shapes}`; answer: `{figures, collapsed, finite,
+parity: {format: relative error}}`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from worker.compressor.data.dataset import Dataset, load_dataset
+from worker.compressor.data.noise import noise_dataset
+from worker.compressor.errors import ExportError
+from worker.compressor.evaluation.isolated import answer
+from worker.compressor.evaluation.original import BATCH, Original
+from worker.compressor.evaluation.runtime import OnnxRunner, Outputs, Runner, TorchScriptRunner
+from worker.compressor.evaluation.tally import Tally
+from worker.compressor.request import Request, read_request
+
+
+def job_dataset(request: Request, shapes: dict[str, tuple[int, ...]]) -> Dataset:
+    """The rows of a job: its data set, or noise where it has none. The same in every process."""
+    assert request.spec is not None and request.spec.inputs is not None
+    if request.dataset is None:
+        return noise_dataset(request.spec.inputs, shapes, request.spec.seed)
+    return load_dataset(request.dataset.file, request.dataset.format, request.spec)
+
+
+def relative_error(wanted: np.ndarray, found: np.ndarray) -> float:
+    """Largest difference over the largest magnitude; infinite where shapes or finiteness differ."""
+    if wanted.shape != found.shape or not (np.isfinite(wanted) == np.isfinite(found)).all():
+        return float("inf")
+    wanted, found = np.nan_to_num(wanted.astype(np.float64)), np.nan_to_num(found.astype(np.float64))
+    return float(np.abs(wanted - found).max(initial=0.0) / max(float(np.abs(wanted).max(initial=0.0)), 1e-12))
+
+
+def reopen(question: dict[str, Any]) -> dict[str, Any]:
+    """Compute the answer; raises `ExportError` where a file does not give outputs of the original's shapes."""
+    request = read_request(Path(question["folder"]))
+    assert request.spec is not None
+    rows = job_dataset(request, {name: tuple(shape) for name, shape in question["shapes"].items()}).test
+    original_runner = OnnxRunner(Path(question["graph"]), request.threads)
+    original = Original(original_runner, question["identity"], Path(question["answers"]))
+    runners = {
+        name: _open(name, Path(path), request.threads, original_runner.batch_size)
+        for name, path in question["files"].items()
+    }
+    tally = Tally(request.spec.task or "none")
+    for at in range(0, len(rows), BATCH):
+        positions = slice(at, at + BATCH)
+        feeds = rows.feeds(positions)
+        before, after = original.answers(rows, positions, feeds), runners[question["first"]].run_rows(feeds)
+        _check_shapes(before, after)
+        tally.add(before[0], after[0], rows.targets(positions))
+    return {
+        "figures": tally.figures(),
+        "collapsed": tally.collapsed(),
+        "finite": tally.finite,
+        "parity": {name: _parity(runner, Path(question["parity"])) for name, runner in runners.items()},
+    }
+
+
+def _open(name: str, path: Path, threads: int, batch_size: int | None) -> Runner:
+    try:
+        return OnnxRunner(path, threads) if name == "onnx" else TorchScriptRunner(path, threads, batch_size)
+    except Exception as error:
+        raise ExportError(f"the {name} file that was written cannot be opened: {str(error)[:300]}") from error
+
+
+def _check_shapes(before: Outputs, after: Outputs) -> None:
+    if [output.shape for output in before] != [output.shape for output in after]:
+        shapes = [list(output.shape) for output in before], [list(output.shape) for output in after]
+        raise ExportError(f"the outputs had the shapes {shapes[0]} and now have {shapes[1]}")
+
+
+def _parity(runner: Runner, path: Path) -> float | None:
+    """The relative error of a file against the network in memory, over all outputs; None where it is not a number."""
+    with np.load(path, allow_pickle=False) as kept:
+        feeds = tuple(kept[name] for name in sorted(kept.files) if name.startswith("input"))
+        wanted = [kept[name] for name in sorted(kept.files) if name.startswith("output")]
+    found = runner.run_rows(feeds)
+    error = max((relative_error(a, b) for a, b in zip(wanted, found, strict=True)), default=0.0)
+    return error if np.isfinite(error) else None
+
+
+if __name__ == "__main__":
+    answer(reopen)

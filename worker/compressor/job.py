@@ -1,0 +1,128 @@
+"""The state of one compression: the original, its data and answers, and the network as it is now."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from worker.compressor.checkpoints import Checkpoints
+from worker.compressor.context import Context
+from worker.compressor.data.dataset import Dataset, Rows
+from worker.compressor.errors import InputMismatch, NothingToCompress
+from worker.compressor.evaluation.judge import Judge
+from worker.compressor.evaluation.original import Original
+from worker.compressor.evaluation.reopened import job_dataset
+from worker.compressor.evaluation.runtime import OnnxRunner
+from worker.compressor.graph.counts import Counts, count
+from worker.compressor.graph.importers import load_graph
+from worker.compressor.graph.network import Network
+
+Shapes = dict[str, tuple[int, ...]]
+Feeds = dict[str, np.ndarray]
+
+
+@dataclass
+class Proven:
+    """What the prune steps did so far: kept units by step and group, and the proof of each cut."""
+
+    kept: list[dict[str, list[int]]] = field(default_factory=list)
+    kept_because: dict[str, str] = field(default_factory=dict)
+    inexact: list[dict[str, Any]] = field(default_factory=list)
+    errors: list[float] = field(default_factory=list)
+
+
+@dataclass
+class Job:
+    """Everything that the stages work on. `network` is replaced, never changed, by each step that succeeds."""
+
+    context: Context
+    graph: Path
+    facts: dict[str, Any]
+    original: Network
+    network: Network
+    counts: Counts
+    shapes: Shapes
+    data: Dataset
+    has_data: bool
+    answers: Original
+    checkpoints: Checkpoints
+    proven: Proven = field(default_factory=Proven)
+    baseline: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def task(self) -> str:
+        """The task as completed from the data."""
+        return self.context.spec.task or "none"
+
+    def judge(self) -> Judge:
+        """What chooses between networks on the way."""
+        return Judge(self.data.val, self.answers, self.task, self.context.spec.seed)
+
+    def feeds(self, rows: Rows, count: int, stream: int) -> Feeds:
+        """Prepared inputs by name of up to `count` seeded rows."""
+        chosen = rows.sample(count, self.context.rng(stream))
+        names = [port.name for port in self.original.inputs]
+        return dict(zip(names, chosen.feeds(slice(None)), strict=True))
+
+
+def open_job(context: Context) -> Job:
+    """Read graph and data and see that they fit together.
+
+    Raises:
+        CompressorError: `nothing_to_compress`, `input_mismatch`, or what is wrong with the data.
+    """
+    request = context.request
+    assert request.graph is not None and context.spec.inputs is not None
+    facts = json.loads(request.graph.facts.read_text())
+    network = load_graph(request.graph.file, facts)
+    shapes: Shapes = {port.name: tuple(network.sample_shapes[port.name]) for port in network.inputs}
+    data = job_dataset(request, shapes)
+    if request.dataset is not None:
+        shapes = _shapes_of(data, network, shapes)
+    for warning in data.warnings:
+        context.warn(warning)
+    runner = OnnxRunner(request.graph.file, request.threads)
+    answers = Original(runner, identity(context), answers_file(context))
+    runner.run_rows(data.train.feeds(slice(0, 1)))
+    counts = count(network, shapes)
+    if counts.num_params == 0:
+        raise NothingToCompress("the network has no weights", hint="send a trained network")
+    return Job(
+        context, request.graph.file, facts, network, network, counts, shapes, data, request.dataset is not None,
+        answers, Checkpoints(request.checkpoints),
+    )  # fmt: skip
+
+
+def identity(context: Context) -> str:
+    """What the original's answers depend on: the graph's bytes, the data's, and the preprocessing."""
+    request = context.request
+    assert request.graph is not None
+    graph = hashlib.sha256(request.graph.file.read_bytes()).hexdigest()
+    spec = context.spec.as_json()
+    data = request.dataset.sha256 if request.dataset else f"noise {context.spec.seed}"
+    return json.dumps([graph, data, spec["preprocess"], spec["inputs"]], sort_keys=True)
+
+
+def answers_file(context: Context) -> Path:
+    """Where the original's answers are kept: for other jobs too, where the worker gave a place."""
+    return context.request.baseline_cache or context.request.folder / "answers.npz"
+
+
+def _shapes_of(data: Dataset, network: Network, known: Shapes) -> Shapes:
+    """One sample's shapes: free dimensions as in the data."""
+    found: Shapes = {}
+    for port, array in zip(network.inputs, data.train.arrays, strict=True):
+        rest = array.shape[1:]
+        fits = len(port.shape) == len(array.shape) and all(
+            not isinstance(size, int) or size == given for size, given in zip(port.shape[1:], rest, strict=True)
+        )
+        if port.shape and not fits:
+            detail = f"the input '{port.name}' is {list(port.shape)}, a sample of the data {list(rest)}"
+            raise InputMismatch(detail, hint="store one row per sample, in the shape that the network takes")
+        found[port.name] = (known[port.name][0], *rest) if known[port.name] else (1, *rest)
+    return found

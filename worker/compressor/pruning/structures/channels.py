@@ -1,0 +1,77 @@
+"""Whole channels, with everything that depends on them: narrower layers that every runtime profits from."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from app.spec.schema import Prune
+from worker.compressor.errors import NothingRemoved
+from worker.compressor.pruning import allocation
+from worker.compressor.pruning.choices import Choice as Widths
+from worker.compressor.pruning.choices import rounding_step
+from worker.compressor.pruning.criteria import CRITERIA
+from worker.compressor.pruning.structures import STRUCTURES, Choice, Shapes, Structure
+
+if TYPE_CHECKING:
+    from worker.compressor.graph.channels import Analysis, Group
+    from worker.compressor.graph.network import Network
+
+
+@STRUCTURES.register
+class Channels(Structure):
+    """Removes coupled groups of channels; widths are rounded as `round_to` says."""
+
+    name = "channels"
+    help = "whole channels of coupled layers, so that the network is narrower everywhere"
+
+    def choose(
+        self, network: Network, shapes: Shapes, prune: Prune, ceilings: Mapping[str, int], rng: np.random.Generator
+    ) -> Choice:
+        """See `Structure.choose`."""
+        from worker.compressor.graph.channels import analyse
+        from worker.compressor.graph.cost import CostModel
+
+        analysis = analyse(network, shapes)
+        model = CostModel(network, analysis, shapes)
+        costs = {"macs": model.macs, "params": model.num_params}
+        reasons = _reasons(analysis, prune)
+        options = [self._option(network, group, prune, rng) for group in analysis.groups if group.id not in reasons]
+        widths = allocation.allocate(
+            options, lambda kept: {name: costs[name](dict(kept)) for name in ceilings}, ceilings, prune.scope
+        )
+        kept = {o.group: o.units(widths[o.group]) for o in options if widths[o.group] < o.num_units}
+        if not kept:
+            raise NothingRemoved("the network meets the target already, so nothing was removed")
+        by_layer = {layer: reasons[g.id] for g in analysis.groups if g.id in reasons for layer in g.layers}
+        return Choice(analysis, kept, dict(analysis.kept_because) | by_layer)
+
+    def _option(self, network: Network, group: Group, prune: Prune, rng: np.random.Generator) -> Widths:
+        scores = CRITERIA.get(prune.criterion)().scores(group, network.tensors, rng)
+        return Widths(group.id, scores, group.blocks, rounding_step(group.num_units, prune.round_to))
+
+
+def _reasons(analysis: Analysis, prune: Prune) -> dict[int, str]:
+    """Why groups stay whole: the spec leaves one of their layers out, or the cut would not be exact and nothing repairs it."""
+    found = {}
+    for group in analysis.groups:
+        left_out = next((layer for layer in group.layers if not _is_chosen(layer, prune)), None)
+        if left_out is not None:
+            found[group.id] = (
+                "left out by the spec"
+                if len(group.layers) == 1
+                else f"coupled with '{left_out}', which the spec leaves out"
+            )
+        elif not group.exact and prune.recovery == "none":
+            found[group.id] = f"{group.inexact_because}; a cut without recovery would not be exact"
+    return found
+
+
+def _is_chosen(layer: str, prune: Prune) -> bool:
+    def matches(globs: list[str]) -> bool:
+        return any(fnmatch.fnmatchcase(layer, glob) for glob in globs)
+
+    return matches(prune.include) and not matches(prune.exclude)

@@ -1,0 +1,49 @@
+"""What was counted: totals before and after, and layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from app.spec.schema import Spec
+from worker.compressor.graph.counts import Counts, LayerCount
+
+
+def totals(counts: Counts) -> dict[str, int]:
+    """The three counts of a network."""
+    return {"num_params": counts.num_params, "nonzero_params": counts.nonzero_params, "macs": counts.macs}
+
+
+def layer_rows(before: Counts, after: Counts, kept_because: Mapping[str, str]) -> list[dict[str, Any]]:
+    """One row per layer of the original, in graph order, with what became of it."""
+    now = {row.name: row for row in after.layers}
+    return [_row(row, now.get(row.name), kept_because.get(row.name)) for row in before.layers]
+
+
+def target_met(spec: Spec, before: Counts, after: Counts) -> dict[str, Any]:
+    """`{asked, met}` over all prune steps, the last one of each name; counts of the finished network decide."""
+    whole = {"macs": before.macs, "params": before.num_params}
+    left = {"macs": after.macs, "params": after.num_params}
+    asked = {
+        name: target
+        for step in spec.steps
+        if step.prune
+        for name, target in (("macs", step.prune.target.macs), ("params", step.prune.target.params))
+        if target is not None
+    }
+    met = all(left[name] <= target.resolve(whole[name]) for name, target in asked.items())
+    return {"asked": {name: target.asked for name, target in asked.items()}, "met": met}
+
+
+def _row(before: LayerCount, after: LayerCount | None, kept_because: str | None) -> dict[str, Any]:
+    return {
+        "name": before.name,
+        "op": before.op,
+        "shape_before": list(before.shape),
+        "shape_after": list(after.shape) if after else None,
+        "params_before": before.params,
+        "params_after": after.params if after else 0,
+        "macs_before": before.macs,
+        "macs_after": after.macs if after else 0,
+        "kept_because": kept_because,
+    }
