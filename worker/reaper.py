@@ -165,7 +165,7 @@ def _unclaimed(session: Session, seconds: float) -> list[tuple[str, dt.datetime 
         )
         if table is JobRow:
             found = found.where(is_runnable())
-        rows += session.execute(found.order_by(table.sent_at, table.id).limit(1000)).tuples()
+        rows += [(row[0], row[1]) for row in session.execute(found.order_by(table.sent_at, table.id).limit(1000))]
     return rows
 
 

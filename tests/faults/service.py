@@ -72,7 +72,9 @@ class Service:
 
     def call(self, method: str, path: str, body: bytes | dict | None = None, content_type: str = "application/json"):
         data = json.dumps(body).encode() if isinstance(body, dict) else body
-        request = urllib.request.Request(self.url + path, data=data, method=method)
+        request = urllib.request.Request(
+            self.url + path, data=data, method=method, headers={"Accept": "application/json"}
+        )
         if data is not None:
             request.add_header("Content-Type", content_type)
         try:

@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -189,7 +190,7 @@ class TestJob:
                 was_taken = False
             job = service.ended(job_id, 20)
             events = service.call("GET", f"/v1/jobs/{job_id}/events")["data"]
-            finals = [e for e in events if e["kind"] == "status" and e["data"]["status"] in ("succeeded", "cancelled")]
+            finals = [e for e in events if e["event"] == "status" and e["data"]["status"] in ("succeeded", "cancelled")]
             artifacts = service.call("GET", f"/v1/jobs/{job_id}/artifacts")["data"]
             assert len(finals) == 1 and finals[0]["data"]["status"] == job["status"]
             assert len(artifacts) == (job["status"] == "succeeded")
@@ -217,7 +218,7 @@ def test_idle_service_costs_under_two_percent_of_a_core(make_service):
     def ticks():
         total = 0
         for pid in service.processes():
-            fields = open(f"/proc/{pid}/stat").read().rsplit(")", 1)[1].split()
+            fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
             total += int(fields[11]) + int(fields[12])
         return total
 
