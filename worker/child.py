@@ -98,7 +98,8 @@ def _set_up(assignment: Assignment, channel: socket.socket) -> None:
         _limit(resource.RLIMIT_FSIZE, assignment.file_size)
     if assignment.address_space is not None and sys.platform.startswith("linux"):
         _limit(resource.RLIMIT_AS, assignment.address_space)
-    # What libraries leave in temporary folders goes with the attempt's folder.
+    # Locks of the whole machine lie in its own temporary folder; what libraries leave in theirs goes with the attempt.
+    os.environ["FEATHERWEIGHT_LOCK_DIR"] = tempfile.gettempdir()
     scratch = Path(assignment.work_dir) / "tmp"
     scratch.mkdir(exist_ok=True)
     os.environ["TMPDIR"] = os.environ["HOME"] = tempfile.tempdir = str(scratch)

@@ -124,9 +124,17 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="launcher: %(message)s")
     if parsed.entry == DEFAULT_ENTRY:
-        for name in PRELOADED:
-            importlib.import_module(name)
+        _preload()
     Launcher(socket.socket(fileno=parsed.control), load_entry(parsed.entry)).run()
+
+
+def _preload() -> None:
+    for name in PRELOADED:
+        try:
+            importlib.import_module(name)
+        except Exception:
+            # The child meets the same error, and its job tells it; a launcher that ends here would be started for ever.
+            _log.exception("cannot import %s", name)
 
 
 if __name__ == "__main__":
