@@ -72,9 +72,13 @@ class KeyedRegistry(Generic[K, E]):
         if self._discovered:
             return
         self._discovered = True  # before the imports: a module of the package may ask the registry
-        package = importlib.import_module(self._package)
-        for module in pkgutil.iter_modules(package.__path__):
-            importlib.import_module(f"{self._package}.{module.name}")
+        try:
+            package = importlib.import_module(self._package)
+            for module in pkgutil.iter_modules(package.__path__):
+                importlib.import_module(f"{self._package}.{module.name}")
+        except BaseException:
+            self._discovered = False  # else the entries that are missing now would be missing for good
+            raise
 
 
 class Registry(KeyedRegistry[str, type[E]]):

@@ -151,6 +151,10 @@ class Stepper:
         """A live value or a constant; known numbers (shape arithmetic) come as numpy arrays."""
         return self.env[name] if name in self.env else self._constants(name)
 
+    def is_needed(self, name: str) -> bool:
+        """Whether a node that is still to come reads the value."""
+        return self._last.get(name, -1) >= self._index
+
     def set_weight(self, name: str, array: np.ndarray) -> None:
         """Replace a constant of the network for this node and those that follow."""
         self.network.tensors[name] = array

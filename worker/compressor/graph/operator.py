@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -114,6 +114,35 @@ Macs = Callable[[Node, Shapes], int]
 Known = Callable[[Node, Sequence[np.ndarray]], Any]
 
 
+class CutView(Protocol):
+    """A network being cut, as an operator that moves data sees it when its own shape inputs are to be rewritten."""
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a value before the cut."""
+        ...
+
+    def shape_now(self, name: str) -> tuple[int, ...]:
+        """Shape of an input after the cut."""
+        ...
+
+    def shape_wanted(self, name: str) -> tuple[int, ...]:
+        """Shape that an output is to have after the cut."""
+        ...
+
+    def numbers(self, node: Node, slot: int) -> list[int] | None:
+        """The known numbers of an input, as they come out in the cut network without rewriting."""
+        ...
+
+    def positions(self, name: str, axis: int, chosen: Sequence[int]) -> list[int]:
+        """Where the chosen positions of an axis lie after the cut, those that are gone left out."""
+        ...
+
+
+#: Input slot or attribute name → new numbers. A None keeps the number that the network computes there.
+Rewrites = Mapping[int | str, Sequence[int | None]]
+Rewrite = Callable[[CutView, Node], Rewrites]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Operator:
     """All the engine knows about one operator in some of its versions.
@@ -127,6 +156,7 @@ class Operator:
         weights: input slots that hold weights (`num_params` of API.md); a scalar is not one.
         known: numpy function for known numbers (shape arithmetic); None: shapes cannot pass through.
         data: input slots that hold data, where other slots steer (axes, sizes); None: all.
+        rewrite: the operator's own shape inputs after a cut; None: they do not depend on it.
     """
 
     op: str
@@ -137,6 +167,7 @@ class Operator:
     weights: tuple[int, ...] = ()
     known: Known | None = None
     data: tuple[int, ...] | None = None
+    rewrite: Rewrite | None = None
 
 
 OPERATORS: KeyedRegistry[tuple[str, int], Operator] = KeyedRegistry("operator", "worker.compressor.graph.operators")

@@ -58,7 +58,7 @@ class Walk(Protocol):
         """Elementwise with broadcasting: what meets belongs together."""
         ...
 
-    def move(self, node: Node) -> None:
+    def move(self, node: Node, *, slides: Sequence[int] = ()) -> None:
         """Elements only change places: the operator itself is run on tensors of labels."""
         ...
 

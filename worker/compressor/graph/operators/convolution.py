@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional
 
 from worker.compressor.graph.network import Node
-from worker.compressor.graph.operator import Call, Int, Operator, Shapes, register
+from worker.compressor.graph.operator import Call, CutView, Int, Operator, Rewrites, Shapes, register
 from worker.compressor.graph.walk import Walk
 
 _CONV = {1: torch.conv1d, 2: torch.conv2d, 3: torch.conv3d}
@@ -87,6 +87,14 @@ def _convolve_channels(walk: Walk, node: Node) -> None:
     walk.produce(node, (1, 0), 1, also=bias, parts=groups)
 
 
+def _convolve_rewrite(view: CutView, node: Node) -> Rewrites:
+    """A depthwise convolution has as many groups as channels are left; other groups only get narrower."""
+    if node.attributes.get("group", 1) == 1 or view.shape(node.inputs[1])[1] != 1:
+        return {}
+    num_channels = view.shape_now(node.inputs[0])[1]
+    return {"group": [num_channels]} if num_channels != node.attributes["group"] else {}
+
+
 def _convolve_macs(node: Node, shapes: Shapes) -> int:
     return math.prod(shapes[node.outputs[0]]) * math.prod(shapes[node.inputs[1]][1:])
 
@@ -128,6 +136,7 @@ register(
         run=_convolve,
         channels=_convolve_channels,
         macs=_convolve_macs,
+        rewrite=_convolve_rewrite,
         weights=(1, 2),
     )
 )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from torch.nn import functional
 
 from worker.compressor.graph.network import Node
-from worker.compressor.graph.operator import Call, Int, Operator, register
+from worker.compressor.graph.operator import Call, CutView, Int, Operator, Rewrites, register
 from worker.compressor.graph.operators.convolution import torch_pads
 from worker.compressor.graph.walk import Walk
 
@@ -252,6 +253,86 @@ def _gather_channels(walk: Walk, node: Node) -> None:
         walk.move(node)
 
 
+def _reshape_rewrite(view: CutView, node: Node) -> Rewrites:
+    target = view.numbers(node, 1)
+    wanted = view.shape_wanted(node.outputs[0])
+    if target is None or _resolved(view.shape_now(node.inputs[0]), target) == wanted:
+        return {}
+    before = view.shape(node.outputs[0])
+    # -1 and 0 go on meaning the right thing; only lengths that were cut are written down
+    return {1: [size if target[a] > 0 and size != before[a] else None for a, size in enumerate(wanted)]}
+
+
+def _resolved(shape: tuple[int, ...], target: list[int]) -> tuple[int, ...]:
+    sizes = [shape[axis] if size == 0 else size for axis, size in enumerate(target)]
+    rest = math.prod(size for size in sizes if size > 0)
+    return tuple(math.prod(shape) // rest if size == -1 else size for size in sizes)
+
+
+def _expand_rewrite(view: CutView, node: Node) -> Rewrites:
+    target = view.numbers(node, 1)
+    wanted, before = view.shape_wanted(node.outputs[0]), view.shape(node.outputs[0])
+    if target is None or wanted == before:
+        return {}
+    offset = len(wanted) - len(target)
+    return {
+        1: [
+            wanted[offset + axis] if size != 1 and wanted[offset + axis] != before[offset + axis] else None
+            for axis, size in enumerate(target)
+        ]
+    }
+
+
+def _slice_channels(walk: Walk, node: Node) -> None:
+    starts, axes, steps = _slicing(lambda slot: walk.numbers(node, slot), node)
+    rank = len(walk.shape(node.inputs[0]))
+    # every second channel and the like: which are left depends on the order, so they have to stay together
+    walk.move(node, slides=[axis % rank for axis, step in zip(axes, steps, strict=True) if step != 1])
+
+
+def _slicing(numbers: Callable[[int], list[int] | None], node: Node) -> tuple[list[int], list[int], list[int]]:
+    """Starts, axes and steps of a Slice in any version."""
+    if node.since_version < 10:
+        starts = list(node.attributes["starts"])
+        return starts, list(node.attributes.get("axes", range(len(starts)))), [1] * len(starts)
+    starts = numbers(1) or []
+    return starts, numbers(3) or list(range(len(starts))), numbers(4) or [1] * len(starts)
+
+
+def _slice_rewrite(view: CutView, node: Node) -> Rewrites:
+    starts, axes, steps = _slicing(lambda slot: view.numbers(node, slot), node)
+    ends = node.attributes["ends"] if node.since_version < 10 else view.numbers(node, 2)
+    new_starts: list[int | None] = [None] * len(starts)
+    new_ends: list[int | None] = [None] * len(starts)
+    before, rank = view.shape(node.inputs[0]), len(view.shape(node.inputs[0]))
+    for index, (start, end, axis, step) in enumerate(zip(starts, ends or [], axes, steps, strict=True)):
+        axis %= rank
+        if step == 1 and view.shape_now(node.inputs[0])[axis] != before[axis]:
+            now = view.positions(node.inputs[0], axis, range(before[axis])[start:end])
+            new_starts[index], new_ends[index] = now[0], now[-1] + 1
+    if all(start is None for start in new_starts):
+        return {}
+    return {1: new_starts, 2: new_ends} if node.since_version >= 10 else {"starts": new_starts, "ends": new_ends}
+
+
+def _split_rewrite(view: CutView, node: Node) -> Rewrites:
+    source, axis = node.inputs[0], node.attributes.get("axis", 0)
+    axis %= len(view.shape(source))
+    if view.shape_now(source) == view.shape(source):
+        return {}
+    sizes = [view.shape_wanted(name)[axis] for name in node.outputs]
+    return {"split" if node.since_version < 13 else 1: sizes}
+
+
+def _gather_rewrite(view: CutView, node: Node) -> Rewrites:
+    source, axis = node.inputs[0], node.attributes.get("axis", 0)
+    length = view.shape(source)[axis]
+    indices = view.numbers(node, 1)
+    if indices is None or view.shape_now(source)[axis] == length:
+        return {}
+    return {1: view.positions(source, axis, [index % length for index in indices])}
+
+
 register(
     Operator(
         op="Identity",
@@ -268,6 +349,7 @@ register(
         versions=(5, 13, 14, 19, 21, 23, 24, 25),
         run=_reshape,
         channels=_move,
+        rewrite=_reshape_rewrite,
         known=_reshape_known,
         data=(0,),
     )
@@ -297,16 +379,37 @@ register(
     Operator(op="Transpose", versions=(1, 13, 21, 23, 24, 25), run=_transpose, channels=_move, known=_transpose_known)
 )
 register(Operator(op="Concat", versions=(4, 11, 13), run=_concat, channels=_concat_channels, known=_concat_known))
-register(Operator(op="Split", versions=(2, 11, 13, 18), run=_split, channels=_move, data=(0,)))
-register(Operator(op="Slice", versions=(1, 10, 11, 13), run=_slice, channels=_move, known=_slice_known, data=(0,)))
+register(Operator(op="Split", versions=(2, 11, 13, 18), run=_split, channels=_move, rewrite=_split_rewrite, data=(0,)))
+register(
+    Operator(
+        op="Slice",
+        versions=(1, 10, 11, 13),
+        run=_slice,
+        channels=_slice_channels,
+        rewrite=_slice_rewrite,
+        known=_slice_known,
+        data=(0,),
+    )
+)
 register(Operator(op="Pad", versions=(2, 11, 13, 18, 19, 21, 23, 24, 25), run=_pad, channels=_move, data=(0,)))
-register(Operator(op="Expand", versions=(8, 13), run=_expand, channels=_move, known=_expand_known, data=(0,)))
+register(
+    Operator(
+        op="Expand",
+        versions=(8, 13),
+        run=_expand,
+        channels=_move,
+        rewrite=_expand_rewrite,
+        known=_expand_known,
+        data=(0,),
+    )
+)
 register(
     Operator(
         op="Gather",
         versions=(1, 11, 13),
         run=_gather,
         channels=_gather_channels,
+        rewrite=_gather_rewrite,
         known=_gather_known,
         weights=(0,),
     )

@@ -1,0 +1,107 @@
+"""What a network would cost with so many units kept per group, without cutting it: for exact targets by bisection."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from worker.compressor.graph.counts import sources_of_constants, weights_of
+from worker.compressor.graph.grouping import Analysis
+from worker.compressor.graph.network import Network, Node
+from worker.compressor.graph.operator import Macs, operator_of
+
+Kept = Mapping[int, int]
+
+
+@dataclass(frozen=True)
+class Shrinking:
+    """An axis that gets shorter: by `per_unit[group]` positions for each unit that the group loses."""
+
+    axis: int
+    per_unit: Mapping[int, float]
+
+
+class CostModel:
+    """Parameters and MACs from kept unit counts. A group that is not named keeps all of its units.
+
+    Exact where each unit of a group has the same number of positions along an axis, which holds for all operators so far.
+    """
+
+    def __init__(self, network: Network, analysis: Analysis, feeds_shape: Mapping[str, tuple[int, ...]]) -> None:
+        self._sizes = {group.id: group.num_units for group in analysis.groups}
+        self._shapes = analysis.facts.shapes
+        self._shrinking = {name: shrinkings(analysis, name) for name in self._shapes}
+        sources = sources_of_constants(network)
+        weights = {name for node in network.nodes for name in weights_of(node, sources, network).values()}
+        self._copies: dict[str, list[str]] = {}
+        for name, first in network.tied().items():
+            if name in weights:
+                self._copies.setdefault(first, []).append(name)
+        self._counted: list[tuple[Node, Macs]] = [
+            (node, macs) for node in network.nodes if (macs := operator_of(node).macs) is not None
+        ]
+
+    def shape(self, name: str, kept: Kept) -> tuple[int, ...]:
+        """The shape of a value or tensor with these units kept."""
+        shape = list(self._shapes[name])
+        for shrinking in self._shrinking[name]:
+            lost = sum(
+                each * (self._sizes[group] - kept.get(group, self._sizes[group]))
+                for group, each in shrinking.per_unit.items()
+            )
+            shape[shrinking.axis] -= round(lost)
+        return tuple(shape)
+
+    def num_params(self, kept: Kept) -> int:
+        """Elements of all weights; copies of a shared tensor count once as long as they are cut alike."""
+        total = 0
+        for names in self._copies.values():
+            cuts = {self._signature(name, kept): math.prod(self.shape(name, kept)) for name in names}
+            total += sum(cuts.values())
+        return total
+
+    def macs(self, kept: Kept) -> int:
+        """Multiply-accumulates at the shapes of the analysis."""
+        total = 0
+        for node, macs in self._counted:
+            shapes = {name: self.shape(name, kept) for name in (*node.inputs, *node.outputs) if name}
+            total += macs(node, shapes)
+        return total
+
+    def _signature(self, name: str, kept: Kept) -> Sequence[object]:
+        cut = [
+            (shrinking.axis, tuple(sorted(shrinking.per_unit.items())))
+            for shrinking in self._shrinking[name]
+            if any(kept.get(group, self._sizes[group]) < self._sizes[group] for group in shrinking.per_unit)
+        ]
+        return tuple(cut)
+
+
+def shrinkings(analysis: Analysis, name: str) -> list[Shrinking]:
+    """Along which axes a value or tensor gets shorter when groups lose units."""
+    found = []
+    if name in analysis.homes:
+        for axis, classes in _homes_by_axis(analysis, name):
+            found.append(_shrinking(analysis, axis, classes))
+    else:
+        for layer in analysis.labels.get(name, []):
+            if layer.axes:
+                found.append(_shrinking(analysis, layer.narrowed, layer.rows()))
+    return [shrinking for shrinking in found if shrinking.per_unit]
+
+
+def _homes_by_axis(analysis: Analysis, name: str) -> list[tuple[int, np.ndarray]]:
+    by_axis = {home.axis: np.atleast_2d(home.labels) for home in analysis.homes[name]}
+    return list(by_axis.items())
+
+
+def _shrinking(analysis: Analysis, axis: int, rows: np.ndarray) -> Shrinking:
+    groups = analysis.group_of[rows]
+    per_unit = {}
+    for group in np.unique(groups[groups >= 0]).tolist():
+        num_units = analysis.groups[group].num_units
+        per_unit[group] = float((groups == group).sum()) / len(rows) / num_units
+    return Shrinking(axis, per_unit)

@@ -1,0 +1,215 @@
+"""The second walk: which channel lies where in the cut network, and which positions of each weight it needs.
+
+Labels are classes now, and two that meet must be the same in the same order; where they are not, the cut is refused.
+Operators that move data are run again on the cut labels with their own shape inputs rewritten, so a channel shuffle over
+unequal members of its groups comes out right: every weight is gathered in the order in which its input arrives.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from worker.compressor.errors import GraphError
+from worker.compressor.graph.cost import shrinkings
+from worker.compressor.graph.evaluation import as_tensor, evaluate
+from worker.compressor.graph.grouping import Analysis
+from worker.compressor.graph.labels import Labels, Layer, Role
+from worker.compressor.graph.network import Network, Node
+from worker.compressor.graph.operator import Rewrites, operator_of
+
+
+class Replay(Labels):
+    """Walk a network with some units removed. Afterwards `takes` and `rewrites` say what to change.
+
+    `takes` maps (tensor, axis) to the positions that it keeps, in order, `(n,)` or `(parts, n)`.
+    """
+
+    def __init__(self, network: Network, analysis: Analysis, kept: Mapping[int, np.ndarray]) -> None:
+        super().__init__(network, analysis.facts)
+        self.analysis = analysis
+        self.takes: dict[tuple[str, int], np.ndarray] = {}
+        self.rewrites: dict[str, Rewrites] = {}
+        self._counts = {group: len(units) for group, units in kept.items()}
+        self._removed = removed_classes(analysis, kept)
+        self._homes = {(home.tensor, home.axis): home.labels for homes in analysis.homes.values() for home in homes}
+        self._numbers: dict[str, np.ndarray] = {}
+
+    def positions(self, name: str, axis: int, chosen: Sequence[int]) -> list[int]:
+        """Where the chosen positions of an axis lie now, those that are gone left out.
+
+        Raises:
+            GraphError: if they no longer lie one after the other in that order.
+        """
+        before = self._line(self.analysis.labels.get(name, []), name, axis)
+        now = self._line(self.layers.get(name, []), name, axis)
+        place = np.full(len(before), -1)
+        place[_gather(before, now, np.flatnonzero(~self._removed[before]))] = np.arange(len(now))
+        found = [int(place[index]) for index in chosen if place[index] >= 0]
+        if not found:
+            raise GraphError(f"nothing would be left of a part of '{name}'")
+        return found
+
+    def shape_now(self, name: str) -> tuple[int, ...]:
+        """Shape of a value after the cut."""
+        shape = list(self.facts.shapes[name])
+        for layer in self.layers.get(name, []):
+            for axis in layer.axes:
+                shape[axis] = layer.array.shape[axis]
+        return tuple(shape)
+
+    def shape_wanted(self, name: str) -> tuple[int, ...]:
+        """Shape that a value is to have after the cut, from the analysis alone."""
+        shape = list(self.facts.shapes[name])
+        for shrinking in shrinkings(self.analysis, name):
+            for group, each in shrinking.per_unit.items():
+                num_units = self.analysis.groups[group].num_units
+                shape[shrinking.axis] -= round(each * (num_units - self._counts.get(group, num_units)))
+        return tuple(shape)
+
+    def numbers(self, node: Node, slot: int) -> list[int] | None:
+        """The known numbers of an input as the cut network computes them."""
+        if slot < len(node.inputs) and node.inputs[slot] in self._numbers:
+            return [int(number) for number in self._numbers[node.inputs[slot]].reshape(-1).tolist()]
+        return super().numbers(node, slot)
+
+    def lines(self, name: str) -> list[tuple[int, np.ndarray]]:
+        """Per narrowed axis of a value the uncut positions that are left, in the order in which they lie now."""
+        found = []
+        for layer in self.layers.get(name, []):
+            if len(layer.axes) == 1:
+                axis = layer.axes[0]
+                before = self._line(self.analysis.labels.get(name, []), name, axis)
+                found.append((axis, _gather(before, layer.line(), np.flatnonzero(~self._removed[before]))))
+        return found
+
+    def _line(self, layers: list[Layer], name: str, axis: int) -> np.ndarray:
+        for layer in layers:
+            if layer.axes == (axis,):
+                return layer.line()
+            if axis in layer.axes:
+                raise GraphError(f"the channels of '{name}' lie along several axes")
+        return np.zeros(self.shape(name)[axis], np.int64)
+
+    def _own(self, name: str, axis: int) -> np.ndarray:
+        if (name, axis) in self.takes:
+            return self._home(name, axis)[self.takes[name, axis]]
+        classes = self._home(name, axis)
+        left = np.flatnonzero(~self._removed[classes])
+        self.takes[name, axis] = left
+        return classes[left]
+
+    def _align(self, name: str, axis: int, order: np.ndarray) -> np.ndarray:
+        classes = self._home(name, axis)
+        if order.ndim == 1:
+            take = _gather(classes, order, np.flatnonzero(~self._removed[classes]))
+        else:
+            rows = [_gather(c, o, np.flatnonzero(~self._removed[c])) for c, o in zip(classes, order, strict=True)]
+            take = np.stack(rows)
+        known = self.takes.setdefault((name, axis), take)
+        if known.shape != take.shape or (known != take).any():
+            raise GraphError(f"'{name}' would be needed in two different orders")
+        return order
+
+    def _home(self, name: str, axis: int) -> np.ndarray:
+        # an axis that nobody labelled keeps all: class 0 is never removed
+        return self._homes.get((name, axis), np.zeros(self.network.tensors[name].shape[axis], np.int64))
+
+    def _meet(self, a: np.ndarray, b: np.ndarray) -> None:
+        try:
+            left, right = np.broadcast_arrays(a, b)
+        except ValueError as error:
+            raise GraphError("a cut would leave two values of different width to be combined") from error
+        if (left != right).any():
+            raise GraphError("a cut would leave two values whose channels lie in different order to be combined")
+
+    def _pin(self, labels: np.ndarray, why: str) -> None:
+        """Already taken into account by the analysis."""
+
+    def _quota(self, blocks: np.ndarray) -> None:
+        """Checked where the rows are matched."""
+
+    def _mark(self, node: Node, role: Role, labels: np.ndarray) -> None:
+        """Already known from the analysis."""
+
+    def _moved(self, node: Node, output: str, layers: list[tuple[np.ndarray, Layer]]) -> list[Layer]:
+        found = []
+        for (array, source), model in zip(layers, self.analysis.moved[output], strict=True):
+            for axis in range(array.ndim):
+                if axis not in model.axes:
+                    padded = node.op == "Pad" and axis not in source.axes
+                    array = array.max(axis=axis, keepdims=True) if padded else array.take([0], axis)
+            found.append(Layer(array, model.axes, model.narrows))
+        return found
+
+    def _calculate(self, node: Node) -> None:
+        env: dict[str, Any] = {
+            name: self._numbers.get(name, self.facts.known.get(name))
+            if name in self.facts.known
+            else torch.empty(self.shape_now(name), device="meta")
+            for name in node.inputs
+            if name and name not in self.network.tensors
+        }
+        outputs = evaluate(node, env, self.network, constant=self._constant, rank=lambda name: len(self.shape(name)))
+        self._numbers.update(zip(node.outputs, outputs, strict=False))
+
+    def _constant(self, name: str) -> torch.Tensor:
+        return as_tensor(self.network.tensors[name])
+
+    def _steering(self, node: Node) -> tuple[Node, dict[str, Any]]:
+        env: dict[str, Any] = {name: self._numbers[name] for name in node.inputs if name in self._numbers}
+        rewrites = self._rewritten(node)
+        if not rewrites:
+            return node, env
+        attributes, inputs = dict(node.attributes), list(node.inputs)
+        for place, numbers in rewrites.items():
+            if isinstance(place, str):
+                attributes[place] = _filled(numbers, list(node.attributes.get(place, [])))
+                continue
+            values = _filled(numbers, super().numbers(node, place) or [])
+            inputs.extend([""] * (place + 1 - len(inputs)))
+            shape = self.facts.shapes[inputs[place]] if inputs[place] else (len(values),)
+            inputs[place] = f"{node.outputs[0]}:{place}"
+            env[inputs[place]] = np.array(values, np.int64).reshape(shape if len(shape) == 0 else -1)
+        if "split" in attributes or node.op == "Split":
+            attributes.pop("num_outputs", None)
+        return dataclasses.replace(node, attributes=attributes, inputs=tuple(inputs)), env
+
+    def _passed(self, node: Node) -> None:
+        self._rewritten(node)
+
+    def _rewritten(self, node: Node) -> Rewrites:
+        if node.outputs[0] not in self.rewrites:
+            rewrite = operator_of(node).rewrite
+            self.rewrites[node.outputs[0]] = rewrite(self, node) if rewrite is not None else {}
+        return self.rewrites[node.outputs[0]]
+
+    def _full_shape(self, name: str) -> tuple[int, ...]:
+        return self.shape_now(name)
+
+
+def removed_classes(analysis: Analysis, kept: Mapping[int, np.ndarray]) -> np.ndarray:
+    """For each class whether it goes, when each named group keeps these units and the others keep all."""
+    removed = np.zeros(len(analysis.group_of), bool)
+    for group, units in kept.items():
+        inside = analysis.group_of == group
+        removed[inside] = ~np.isin(analysis.unit_of[inside], units)
+    return removed
+
+
+def _filled(numbers: Sequence[int | None], old: Sequence[int]) -> list[int]:
+    return [old[index] if number is None else number for index, number in enumerate(numbers)]
+
+
+def _gather(classes: np.ndarray, order: np.ndarray, left: np.ndarray) -> np.ndarray:
+    """Positions of `classes` (among `left`) that give `order`; a class that occurs more than once keeps its order."""
+    places, goals = left[np.argsort(classes[left], kind="stable")], np.argsort(order, kind="stable")
+    if len(places) != len(goals) or (classes[places] != order[goals]).any():
+        raise GraphError("a cut would leave a weight without a matching input")
+    take = np.empty(len(order), np.int64)
+    take[goals] = places
+    return take
