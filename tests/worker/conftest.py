@@ -24,7 +24,7 @@ ENTRY = "tests.worker.tiny_engine:run"
 PORTS = [{"name": "x", "dtype": "float32", "shape": ["batch", 4]}]
 
 
-def _new_postgres():
+def new_postgres():
     """A database of its own, and how to drop it; None where no server answers."""
     url = POSTGRES.replace("postgresql://", "postgresql+psycopg://")
     admin = create_engine(url, isolation_level="AUTOCOMMIT", connect_args={"connect_timeout": 2})
@@ -50,7 +50,7 @@ def database_url(request, tmp_path):
         upgrade(url)
         yield url
         return
-    url, drop = _new_postgres()
+    url, drop = new_postgres()
     try:
         upgrade(url)
         yield url
