@@ -20,6 +20,7 @@ from app.db.database import Database
 from app.health.endpoints import router as health
 from app.jobs.compress import router as compress
 from app.jobs.endpoints import router as jobs
+from app.jobs.event_stream import Pages
 from app.models.endpoints import router as models
 from app.queue import Publisher
 from app.settings import Settings, load_settings
@@ -48,6 +49,7 @@ def create_app(settings: Settings | None = None, publisher: Publisher | None = N
 
     app = FastAPI(title="Featherweight", version=version("featherweight"), lifespan=lifespan, redirect_slashes=False)
     app.state.services = services
+    app.state.event_pages = Pages()
     app.state.routes = [route for router in ROUTERS for route in router.routes if isinstance(route, Route)]
     for router in ROUTERS:
         app.include_router(router)

@@ -35,7 +35,7 @@ def read_artifact(session: Session, job_id: str, name: str) -> ArtifactRow:
 def main_network(session: Session, job: JobRow, model_format: str) -> ArtifactRow:
     """The network that a job was for: in the format that came in where it was made, else in the first that was asked for."""
     made = {row.format: row for row in models_of(session, job.id)}
-    for wanted in (model_format, *(job.spec.get("outputs") or ())):
+    for wanted in (model_format, *(job.spec.get("outputs") or ()), *made):
         if wanted in made:
             return made[wanted]
     raise NotFound("the job kept no network")

@@ -116,7 +116,7 @@ async def follow_job(
     await services.database.read(get_job, job_id)
     if _prefers_json(request.headers.get("accept", "")):
         return await _events_as_json(services, job_id, after, paging)
-    return EventStream(services, job_id, after)
+    return EventStream(services, request.app.state.event_pages, job_id, after)
 
 
 @router.get("/{job_id}/metrics", response_model=dict[str, list[MetricPoint]], summary="A job's series")

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -42,7 +41,9 @@ def sessions(settings: Settings) -> Iterator[sessionmaker[Session]]:
 def service(settings: Settings, sessions: sessionmaker[Session]) -> Iterator[Service]:
     with asyncio.Runner() as runner:
         app = create_app(settings)
-        client = httpx.AsyncClient(transport=httpx.ASGITransport(app, raise_app_exceptions=True), base_url="http://test")
+        client = httpx.AsyncClient(
+            transport=httpx.ASGITransport(app, raise_app_exceptions=True), base_url="http://test"
+        )
         yield Service(runner, client, app, sessions)
         runner.run(client.aclose())
         runner.run(app.state.services.close())

@@ -58,7 +58,16 @@ def serving(data_dir: Path, **settings: str) -> Iterator[Server]:
         port = probe.getsockname()[1]
     env = {k: v for k, v in os.environ.items() if not k.startswith("FEATHERWEIGHT_")}
     env |= {f"FEATHERWEIGHT_{k}": v for k, v in {"DATA_DIR": str(data_dir), **settings}.items()}
-    command = [sys.executable, "-m", "uvicorn", "app.main:create_app", "--factory", "--port", str(port), "--no-access-log"]
+    command = [
+        sys.executable,
+        "-m",
+        "uvicorn",
+        "app.main:create_app",
+        "--factory",
+        "--port",
+        str(port),
+        "--no-access-log",
+    ]
     process = subprocess.Popen(command, env=env)
     try:
         deadline = time.monotonic() + 30

@@ -105,9 +105,14 @@ class Service:
                 form = {"onnx": "onnx", "pt": "torchscript"}.get(name.rpartition(".")[2], "json")
                 session.add(
                     ArtifactRow(
-                        id=new_id("art"), job_id=job_id, name=name, kind="model" if form != "json" else "report",
-                        format=form, size_bytes=kept.size_bytes, sha256=kept.sha256,
-                    )  # fmt: skip
+                        id=new_id("art"),
+                        job_id=job_id,
+                        name=name,
+                        kind="model" if form != "json" else "report",
+                        format=form,
+                        size_bytes=kept.size_bytes,
+                        sha256=kept.sha256,
+                    )
                 )
             session.add(MetricRow(job_id=job_id, attempt=1, name="loss", step=1, stage="distill", value=0.5))
             append_event(session, job_id, "metric", {"name": "loss", "step": 1, "stage": "distill", "value": 0.5})
