@@ -109,7 +109,7 @@ class Publisher:
         try:
             with self._celery.connection_for_write() as connection:
                 connection.ensure_connection(max_retries=1, interval_start=0, interval_step=0.1, timeout=2)
-                connection.default_channel.queue_declare(JOBS, durable=True, passive=False)
+                connection.default_channel.queue_declare(JOBS, durable=True, auto_delete=False)
             return True
         except Exception as error:  # a probe reports whatever is wrong
             _log.info("the broker does not answer: %s", error)
@@ -123,7 +123,9 @@ class Publisher:
             with self._celery.connection_for_write() as connection:
                 connection.ensure_connection(max_retries=1, interval_start=0, interval_step=0.1, timeout=2)
                 # Not passive: Redis knows no empty queue, and would call it missing.
-                return int(connection.default_channel.queue_declare(queue, durable=True).message_count)
+                return int(
+                    connection.default_channel.queue_declare(queue, durable=True, auto_delete=False).message_count
+                )
         except Exception as error:
             _log.info("the broker does not tell the length of %s: %s", queue, error)
             return None

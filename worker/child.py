@@ -125,11 +125,16 @@ def _emitter(channel: socket.socket) -> Callable[[dict[str, Any]], None]:
     """Writes events as JSON lines. One that is too long is dropped: a kill could tear it, and the next would be lost."""
 
     def emit(event: dict[str, Any]) -> None:
-        line = json.dumps(event, allow_nan=False, default=str).encode() + b"\n"
+        # A loss may be infinite, or a number of numpy's: neither is a reason to end the run.
+        line = json.dumps(event, default=_plain).encode() + b"\n"
         if len(line) <= MAX_LINE_BYTES:
             channel.sendall(line)
 
     return emit
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if hasattr(value, "item") else str(value)
 
 
 def main() -> None:

@@ -254,6 +254,12 @@ class LauncherKeeper:
                 self._process.kill()
         self._thread.join(5)
 
+    def restart(self) -> None:
+        """End a launcher that does not launch; another one is started."""
+        with self._is_up:
+            if self._process is not None:
+                self._process.kill()
+
     def launch(self, assignment: Assignment, seconds: float = 10.0) -> ForkedChild | None:
         """Have a child forked; None where no launcher came up in time."""
         end = time.monotonic() + seconds

@@ -160,9 +160,7 @@ def _unclaimed(session: Session, seconds: float) -> list[tuple[str, dt.datetime 
     rows: list[tuple[str, dt.datetime | None]] = []
     for table in TABLES.values():
         late = (table.sent_at.is_(None)) | (table.sent_at <= before)
-        found: Select[str, dt.datetime | None] = select(table.id, table.sent_at).where(
-            table.status == QUEUED, late
-        )
+        found: Select[str, dt.datetime | None] = select(table.id, table.sent_at).where(table.status == QUEUED, late)
         if table is JobRow:
             found = found.where(is_runnable())
         rows += [(row[0], row[1]) for row in session.execute(found.order_by(table.sent_at, table.id).limit(1000))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -10,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from sqlalchemy.orm import Session
 
@@ -93,8 +94,8 @@ class Attempt:
         self._recorder = Recorder(self._lease, node.writes)
 
     def run(self) -> None:
-        """Never raises; what goes wrong on our side ends the row as `internal_error`."""
-        has_ended = True
+        """What goes wrong on our side ends the row as `internal_error`; raises only where the database stays away."""
+        has_ended = False
         with self._lease:
             try:
                 has_ended = self._end(self._work())
@@ -102,12 +103,9 @@ class Attempt:
                 _log.warning("attempt %d of %s has lost its row", self._claim.attempt, self._claim.item_id)
             except _Released as released:
                 has_ended = self._release(released.outcome, released.exit_code)
-            except Exception:
-                _log.exception("attempt %d of %s failed", self._claim.attempt, self._claim.item_id)
-                has_ended = self._release("worker_lost")
             finally:
                 # A row that somebody else has now keeps its checkpoints: they are his.
-                self._folder.remove(with_checkpoints=has_ended and not self._lease.is_lost)
+                self._folder.remove(with_checkpoints=has_ended)
         if has_ended and not self._claim.is_job:
             self._wake_waiting_jobs()
 
@@ -129,6 +127,23 @@ class Attempt:
             return self._failed(stored_error(error.code, error.detail, error_class="transient", hint=error.hint))
         except AppError as error:
             return self._failed(stored_error(error.code, error.detail, error_class="user", hint=error.hint))
+        except (_NotOurs, _Released):
+            raise
+        except Exception as error:
+            return self._failed(self._error_of_ours(error))
+
+    def _error_of_ours(self, error: Exception) -> dict[str, Any]:
+        """What a client is told of an error that is not the engine's; raises where another attempt may do better."""
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            full = "the disk of the worker is full"
+            return stored_error(
+                "insufficient_storage", full, error_class="transient", hint="free some space, try again"
+            )
+        if is_unavailable(error) and not isinstance(error, OSError):
+            raise _Released("database_lost") from error
+        _log.exception("attempt %d of %s failed", self._claim.attempt, self._claim.item_id)
+        detail = f"the worker failed: {type(error).__name__}"
+        return stored_error("internal_error", detail, error_class="internal", hint="tell us the id")
 
     def _prepare(self) -> Task:
         with self._node.writes.begin() as session:
@@ -210,6 +225,8 @@ class Attempt:
                 raise _Released("handed_back", code)
             case "cancelled":
                 raise _Ended(self._cancelled(code))
+            case "never_started" if self._node.launcher is not None:
+                self._node.launcher.restart()
 
     def _finish_engine(self, task: Task, ending: Ending) -> End:
         verdict = self._verdict(self._folder.path, ending, task.wall_seconds, is_job=self._claim.is_job)
