@@ -82,14 +82,11 @@ class CostModel:
 
 def shrinkings(analysis: Analysis, name: str) -> list[Shrinking]:
     """Along which axes a value or tensor gets shorter when groups lose units."""
-    found = []
     if name in analysis.homes:
-        for axis, classes in _homes_by_axis(analysis, name):
-            found.append(_shrinking(analysis, axis, classes))
+        found = [_shrinking(analysis, axis, classes) for axis, classes in _homes_by_axis(analysis, name)]
     else:
-        for layer in analysis.labels.get(name, []):
-            if layer.axes:
-                found.append(_shrinking(analysis, layer.narrowed, layer.rows()))
+        layers = [layer for layer in analysis.labels.get(name, []) if layer.axes]
+        found = [_shrinking(analysis, layer.narrowed, layer.rows()) for layer in layers]
     return [shrinking for shrinking in found if shrinking.per_unit]
 
 

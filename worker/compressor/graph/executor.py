@@ -22,8 +22,8 @@ _MOMENTUM = "batchnorm_momentum"
 _TENSORS = "tensors"  # key in `GraphModule.meta`: attribute name → names of the tensors that it holds
 
 
-def to_module(network: Network, *, trainable: bool = True) -> fx.GraphModule:
-    """The network as a module: positional inputs in graph order, a tuple of outputs.
+def to_module(network: Network, *, trainable: bool = True, single: bool = False) -> fx.GraphModule:
+    """The network as a module: positional inputs in graph order, a tuple of outputs (`single`: one output as it is).
 
     Weights are parameters (`requires_grad` as `trainable`), BatchNorm statistics and other constants are buffers.
     Tensors that are tied in the network are one parameter. The module owns copies: see `write_back`.
@@ -43,7 +43,7 @@ def to_module(network: Network, *, trainable: bool = True) -> fx.GraphModule:
             lift=recorder.lift,
         )
         recorder.env.update(zip(node.outputs, outputs, strict=False))
-    return recorder.finish([port.name for port in network.outputs])
+    return recorder.finish([port.name for port in network.outputs], single)
 
 
 def write_back(network: Network, module: fx.GraphModule) -> None:
@@ -106,13 +106,13 @@ class _Recorder:
             self._proxies[name] = fx.Proxy(self._graph.get_attr(name), self._tracer)
         return self._proxies[name]
 
-    def finish(self, outputs: list[str]) -> fx.GraphModule:
+    def finish(self, outputs: list[str], single: bool) -> fx.GraphModule:
         """The module that returns these values."""
         results = []
         for name in outputs:
             value = self.env[name] if name in self.env else self.constant(name)
             results.append((self.lift(value) if isinstance(value, np.ndarray) else value).node)
-        self._graph.output(tuple(results))
+        self._graph.output(results[0] if single and len(results) == 1 else tuple(results))
         self._graph.eliminate_dead_code()
         module = fx.GraphModule(self._root, self._graph)
         tensors: dict[str, tuple[str, ...]] = {}

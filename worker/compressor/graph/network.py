@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 Dimension = int | str | None
 
@@ -153,12 +154,7 @@ class Network:
 
     def add_tensor(self, name: str, array: np.ndarray, origin: Origin | None = None) -> ir.Value:
         """A new constant of that name (made unique by a suffix where it is taken); returns its value in the graph."""
-        unique, number = name, 0
-        taken = self.tensors.keys() | {output for node in self.nodes for output in node.outputs}
-        taken |= {value.name or "" for value in self.graph.inputs}
-        while unique in taken:
-            number += 1
-            unique = f"{name}.{number}"
+        unique = self.unique_name(name)
         dtype = ir.DataType.from_numpy(array.dtype)
         value = ir.Value(name=unique, type=ir.TensorType(dtype), shape=ir.Shape(array.shape))
         value.const_value = ir.tensor(array, name=unique)
@@ -167,8 +163,20 @@ class Network:
         self.origins[unique] = origin or Origin(unique, array.shape)
         return value
 
+    def unique_name(self, name: str) -> str:
+        """The name, with a number behind it where a value is called so already."""
+        taken = self.tensors.keys() | {value.name or "" for node in self.graph for value in node.outputs}
+        taken |= {value.name or "" for value in self.graph.inputs}
+        unique, number = name, 0
+        while unique in taken:
+            number += 1
+            unique = f"{name}.{number}"
+        return unique
+
     def remove_unused(self) -> None:
-        """Drop the constants that no node reads and no output is."""
+        """Drop the nodes and constants that no output depends on. Counts as an edit."""
+        RemoveUnusedNodesPass()(self.model)
+        self.changed()
         used = {value.name for node in self.graph for value in node.inputs if value is not None}
         used |= {value.name for value in self.graph.outputs}
         for name in [name for name in self.tensors if name not in used]:

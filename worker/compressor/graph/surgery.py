@@ -16,6 +16,8 @@ from worker.compressor.graph.network import Network, Origin
 from worker.compressor.graph.operator import Rewrites
 from worker.compressor.graph.replay import Replay, removed_classes
 
+_MASKED = "/Masked"
+
 
 @dataclass(frozen=True)
 class WeightCut:
@@ -65,7 +67,6 @@ def cut(network: Network, analysis: Analysis, kept: Mapping[int, Sequence[int] |
         smaller.origins[name] = _composed(network.origins[name], takes, consumed.get(name, frozenset()))
     for output, rewrites in replay.rewrites.items():
         _rewrite(smaller, output, rewrites)
-    smaller.changed()
     smaller.remove_unused()
     _check_shapes(smaller, analysis, replay)
     groups = [
@@ -198,12 +199,28 @@ def _numbers(network: Network, node: ir.Node, slot: int, numbers: Sequence[int |
         whole = np.array([b if n is None else n for n, b in zip(numbers, before, strict=True)], np.int64)
         like = whole if array is None else whole.reshape(array.shape).astype(array.dtype)
         return network.add_tensor(name, like)
-    # computed at run time: computed * keep + fixed leaves the computed numbers where nothing was cut
-    keep = network.add_tensor(f"{name}.keep", np.array([number is None for number in numbers], np.int64))
-    fixed = network.add_tensor(f"{name}.fixed", np.array([number or 0 for number in numbers], np.int64))
-    product = ir.Node("", "Mul", [old, keep], name=f"{name}/Mul")
-    total = ir.Node("", "Add", [product.outputs[0], fixed], name=f"{name}/Add")
-    product.outputs[0].name, total.outputs[0].name = f"{name}.kept", name
+    assert old is not None
+    return _computed(network, node, old, name, numbers)
+
+
+def _computed(network: Network, node: ir.Node, old: ir.Value, name: str, numbers: Sequence[int | None]) -> ir.Value:
+    """`old * keep + fixed`: the numbers computed at run time where nothing was cut, constants elsewhere."""
+    keep = np.array([number is None for number in numbers], np.int64)
+    fixed = np.array([number or 0 for number in numbers], np.int64)
+    total = old.producer()
+    if total is not None and (total.name or "").endswith(_MASKED):  # made by an earlier cut: mask what it masked
+        product = total.inputs[0].producer() if total.inputs[0] is not None else None
+        assert product is not None
+        source, before, constant = product.inputs[0], product.inputs[1], total.inputs[1]
+        assert source is not None and before is not None and constant is not None
+        fixed = np.where(keep, network.tensors[constant.name or ""], fixed)
+        old, keep = source, keep * network.tensors[before.name or ""]
+    product = ir.Node("", "Mul", [old, network.add_tensor(f"{name}.keep", keep)], name=f"{name}/Mul")
+    product.outputs[0].name = network.unique_name(f"{name}.kept")
+    total = ir.Node(
+        "", "Add", [product.outputs[0], network.add_tensor(f"{name}.fixed", fixed)], name=f"{name}{_MASKED}"
+    )
+    total.outputs[0].name = network.unique_name(name)
     network.graph.insert_before(node, [product, total])
     return total.outputs[0]
 

@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import onnx
-
 from worker.compressor.errors import ImportFailed
 from worker.compressor.graph.importers.facts import read_facts, write_facts
 from worker.compressor.graph.importers.onnx import import_onnx
+from worker.compressor.graph.importers.torchscript import import_torchscript, load_module
 from worker.compressor.graph.network import Network
+
+__all__ = ["Signature", "import_model", "load_graph", "load_module"]
 
 Signature = Sequence[Mapping[str, Any]]
 
@@ -26,6 +27,8 @@ def import_model(path: Path, format: str, signature: Signature | None) -> tuple[
     """
     if format == "onnx":
         network = import_onnx(path, signature)
+    elif format == "torchscript":
+        network = import_torchscript(path, signature)
     else:
         raise ImportFailed(f"the format {format} is not supported", code="unsupported_format")
     return network, write_facts(network)
@@ -33,5 +36,4 @@ def import_model(path: Path, format: str, signature: Signature | None) -> tuple[
 
 def load_graph(path: Path, facts: Mapping[str, Any] | None) -> Network:
     """The network that `import_model` made, from the graph and the facts that were kept of it."""
-    model = onnx.load(str(path))
-    return read_facts(model, facts or {})
+    return read_facts(path, facts or {})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import onnx
@@ -24,9 +25,9 @@ def write_facts(network: Network) -> dict[str, Any]:
     }
 
 
-def read_facts(model: onnx.ModelProto, facts: Mapping[str, Any]) -> Network:
+def read_facts(path: Path, facts: Mapping[str, Any]) -> Network:
     """The network of a graph that `exporters.onnx` wrote for us, with the facts put back."""
-    graph = ir.from_proto(model)
+    graph = ir.from_proto(onnx.load(str(path)))
     tensors = {}
     for name, value in graph.graph.initializers.items():
         assert value.const_value is not None

@@ -284,7 +284,7 @@ def _expand_rewrite(view: CutView, node: Node) -> Rewrites:
 
 
 def _slice_channels(walk: Walk, node: Node) -> None:
-    starts, axes, steps = _slicing(lambda slot: walk.numbers(node, slot), node)
+    _, axes, steps = _slicing(lambda slot: walk.numbers(node, slot), node)
     rank = len(walk.shape(node.inputs[0]))
     # every second channel and the like: which are left depends on the order, so they have to stay together
     walk.move(node, slides=[axis % rank for axis, step in zip(axes, steps, strict=True) if step != 1])
