@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from celery import Celery
-from celery.signals import worker_ready, worker_shutting_down
+from celery.signals import setup_logging, worker_ready, worker_shutting_down
 
 from app.queue import make_celery
 from worker.node import Node
@@ -26,6 +27,11 @@ def make_application(node: Node, reaper: Reaper) -> Celery:
         node.stopping.set()
         reaper.stop()
 
+    def keep_logging(**_: Any) -> None:
+        """Celery configures logging unless somebody listens here; ours is configured already."""
+        logging.getLogger("celery").setLevel(logging.WARNING)
+
+    setup_logging.connect(keep_logging, weak=False)
     worker_ready.connect(on_ready, weak=False)
     worker_shutting_down.connect(on_shutting_down, weak=False)
     return application
@@ -41,7 +47,6 @@ def run_worker(application: Celery, node: Node) -> None:
         without_gossip=True,
         without_mingle=True,
         without_heartbeat=True,
-        loglevel="WARNING",
         quiet=True,
     )
     worker.start()

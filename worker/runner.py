@@ -241,10 +241,11 @@ class Attempt:
     def _verdict(self, path: Path, ending: Ending, wall_seconds: float, *, is_job: bool) -> Verdict:
         """What the child says; an outcome that was written whole counts, however the process ended after that."""
         verdict = read_outcome(path, is_job=is_job) if ending.reason == "exited" else None
+        is_ours = verdict is None or (verdict.plain.get("error") or {}).get("class") == "internal"
+        if is_ours and ending.tail.strip():
+            _log.warning("the engine of %s ended with %s:\n%s", self._claim.item_id, ending.exit_code, ending.tail)
         if verdict is not None:
             return verdict
-        if ending.tail.strip():
-            _log.warning("the engine of %s ended with %s:\n%s", self._claim.item_id, ending.exit_code, ending.tail)
         if needs_another_try(ending):
             raise _Released("child_killed", ending.exit_code)
         raise _Ended(self._failed(error_of(ending, wall_seconds, is_job=self._claim.is_job), ending.exit_code))

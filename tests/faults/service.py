@@ -133,6 +133,11 @@ class Service:
         """Processes whose command line has all these words."""
         return [pid for pid, command in self.processes().items() if all(w in " ".join(command) for w in words)]
 
+    def launchers(self) -> list[int]:
+        """The launchers without what they forked, which has their command line."""
+        found = self.find("worker.launcher")
+        return [pid for pid in found if _parent_of(pid) not in found]
+
     def engines(self, job_id: str) -> list[int]:
         """The live leaders of sessions that work in a folder of this job."""
         found = []
@@ -154,6 +159,12 @@ class Service:
         [pid] = self.find("--unixsocket")
         command = self.processes()[pid]
         return Path(command[command.index("--unixsocket") + 1]).parent
+
+
+def _parent_of(pid: int) -> int:
+    with contextlib.suppress(OSError):
+        return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+    return 0
 
 
 class OneAtATime(threading.Thread):

@@ -46,7 +46,7 @@ def uploads(service):
 def pid_of(service, victim, job_id):
     found = {
         "child": lambda: service.engines(job_id),
-        "launcher": lambda: service.find("worker.launcher"),
+        "launcher": lambda: [p for p in service.launchers() if p not in service.engines(job_id)],
         "worker": lambda: service.find("-m worker", "--queue jobs"),
         "broker": lambda: service.find("--unixsocket"),
         "api": lambda: service.find("app.cli.main", "api"),
