@@ -1,0 +1,109 @@
+"""BatchNorm put in where exports folded it away, and folded back: the same function before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from worker.compressor.graph.evaluation import Stepper, as_tensor
+from worker.compressor.graph.network import Network, Node
+
+_EPSILON = 1e-5
+_SUFFIX = "/InsertedBatchNormalization"
+
+
+def insert_batchnorm(network: Network, feeds: Mapping[str, np.ndarray]) -> Network:
+    """A copy with a BatchNormalization after each convolution that has weights of its own and none behind it yet.
+
+    Running statistics are measured on `feeds`, scale = standard deviation and bias = mean, so the copy computes the same
+    at inference. Fold it back with `fold_batchnorm` before a cut or an export: the new tensors are not the user's.
+    """
+    statistics = _measure(network, feeds)
+    result = network.copy()
+    for node in [node for node in result.graph if node.outputs[0].name in statistics]:
+        _insert(result, node, *statistics[node.outputs[0].name or ""])
+    result.changed()
+    return result
+
+
+def fold_batchnorm(network: Network) -> Network:
+    """A copy without the BatchNormalizations that `insert_batchnorm` put in, their effect in the convolutions."""
+    result = network.copy()
+    for node in [node for node in result.graph if (node.name or "").endswith(_SUFFIX)]:
+        _fold(result, node)
+    result.remove_unused()
+    return result
+
+
+def _measure(network: Network, feeds: Mapping[str, np.ndarray]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Mean and variance per channel behind each convolution that gets a BatchNorm."""
+    targets = {node.outputs[0] for node in network.nodes if _takes_one(network, node)}
+    found = {}
+    with torch.no_grad():
+        for node, _, outputs in Stepper(network, {name: as_tensor(array) for name, array in feeds.items()}):
+            if node.outputs[0] in targets:
+                axes = [axis for axis in range(outputs[0].ndim) if axis != 1]
+                variance, mean = torch.var_mean(outputs[0].double(), axes, correction=0)
+                found[node.outputs[0]] = (mean.numpy(), variance.numpy())
+    return found
+
+
+def _takes_one(network: Network, node: Node) -> bool:
+    if node.op != "Conv" or node.inputs[1] not in network.tensors:
+        return False
+    consumers = network.consumers()
+    followers = consumers.get(node.outputs[0], [])
+    own = len(consumers[node.inputs[1]]) == 1
+    is_output = node.outputs[0] in {port.name for port in network.outputs}
+    return own and not is_output and all(follower.op != "BatchNormalization" for follower, _ in followers)
+
+
+def _insert(network: Network, node: ir.Node, mean: np.ndarray, variance: np.ndarray) -> None:
+    output, base = node.outputs[0], node.name or node.outputs[0].name or ""
+    weight = node.inputs[1]
+    assert weight is not None
+    dtype = network.tensors[weight.name or ""].dtype
+    vectors = {
+        "scale": np.sqrt(variance + _EPSILON),
+        "bias": mean,
+        "running_mean": mean,
+        "running_var": variance,
+    }
+    inputs = [network.add_tensor(f"{base}.bn.{name}", array.astype(dtype)) for name, array in vectors.items()]
+    attributes = [ir.AttrFloat32("epsilon", _EPSILON)]
+    made = ir.Node("", "BatchNormalization", [output, *inputs], attributes, name=f"{base}{_SUFFIX}")
+    made.outputs[0].name = network.unique_name(f"{output.name}.bn")
+    ir.convenience.replace_all_uses_with(output, made.outputs[0])
+    made.replace_input_with(0, output)
+    network.graph.insert_after(node, made)
+
+
+def _fold(network: Network, node: ir.Node) -> None:
+    source = node.inputs[0]
+    assert source is not None
+    convolution = source.producer()
+    assert convolution is not None
+    names = [value.name or "" for value in node.inputs[1:] if value is not None]
+    scale, bias, mean, variance = (network.tensors[name].astype(np.float64) for name in names)
+    factor = scale / np.sqrt(variance + node.attributes["epsilon"].as_float())
+    weight = convolution.inputs[1]
+    assert weight is not None
+    old = network.tensors[weight.name or ""]
+    shape = (-1,) + (1,) * (old.ndim - 1)
+    network.tensors[weight.name or ""] = (old * factor.reshape(shape)).astype(old.dtype)
+    previous = convolution.inputs[2] if len(convolution.inputs) > 2 else None
+    before = 0.0 if previous is None else network.tensors[previous.name or ""].astype(np.float64)
+    folded = ((before - mean) * factor + bias).astype(old.dtype)
+    if previous is None:
+        value = network.add_tensor(f"{convolution.name or source.name}.bias", folded)
+        if len(convolution.inputs) < 3:
+            convolution.resize_inputs(3)
+        convolution.replace_input_with(2, value)
+    else:
+        network.tensors[previous.name or ""] = folded
+    ir.convenience.replace_all_uses_with(node.outputs[0], source)
+    network.graph.remove(node, safe=True)
+    network.changed()
