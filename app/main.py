@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -24,6 +25,7 @@ from app.jobs.event_stream import Pages
 from app.models.endpoints import router as models
 from app.queue import Publisher
 from app.settings import Settings, load_settings
+from app.storage.garbage import SWEEP_AGE_SECONDS
 from app.storage.registry import open_storage
 
 ROUTERS = (models, datasets, jobs, compress, artifacts, catalog, health)
@@ -44,6 +46,8 @@ def create_app(settings: Settings | None = None, publisher: Publisher | None = N
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        # What an API that was killed had begun to receive.
+        await asyncio.to_thread(services.storage.sweep, older_than_seconds=SWEEP_AGE_SECONDS)
         yield
         await services.close()
 

@@ -36,20 +36,18 @@ def page_of_jobs(session: Session, request: PageRequest, *, status: str | None, 
 
 def queue_positions(session: Session, rows: Sequence[JobRow]) -> dict[str, int]:
     """For each queued job of `rows` its place in the whole queue, from 1."""
-    queued = sorted((row for row in rows if row.status == "queued"), key=lambda row: (row.created_at, row.id))
+    queued = [row for row in rows if row.status == "queued"]
     if not queued:
         return {}
-    positions: dict[str, int] = {}
-    before, count = None, 0
-    for row in queued:
-        older = or_(JobRow.created_at < row.created_at, and_(JobRow.created_at == row.created_at, JobRow.id <= row.id))
-        statement = select(func.count()).where(JobRow.tenant == TENANT, JobRow.status == "queued", older)
-        if before is not None:
-            statement = statement.where(JobRow.created_at >= before.created_at, JobRow.id != before.id)
-        count += session.scalar(statement) or 0
-        positions[row.id] = count
-        before = row
-    return positions
+    last = max(queued, key=lambda row: (row.created_at, row.id))
+    is_older = or_(JobRow.created_at < last.created_at, and_(JobRow.created_at == last.created_at, JobRow.id <= last.id))
+    in_queue = (JobRow.tenant == TENANT, JobRow.status == "queued", is_older)
+    if len(queued) == 1:
+        return {last.id: session.scalar(select(func.count()).where(*in_queue)) or 0}
+    place = func.row_number().over(order_by=(JobRow.created_at, JobRow.id)).label("place")
+    places = select(JobRow.id, place).where(*in_queue).subquery()
+    found = session.execute(select(places.c.id, places.c.place).where(places.c.id.in_([row.id for row in queued])))
+    return {row.id: row.place for row in found}
 
 
 def metrics_of(session: Session, job_id: str) -> list[MetricRow]:

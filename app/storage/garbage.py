@@ -14,6 +14,8 @@ from app.tables import ArtifactRow, DatasetRow, IdempotencyRow, ModelRow, utc_no
 GRACE_SECONDS = 3600.0
 """Bytes come before their row, so what is younger than this is left alone."""
 KEY_LIFETIME = dt.timedelta(hours=24)
+SWEEP_AGE_SECONDS = 60.0
+"""A writer takes its lock a moment after its file is there."""
 _BATCH = 100
 
 
@@ -31,7 +33,7 @@ def collect_garbage(sessions: sessionmaker[Session], storage: Storage, *, grace_
         removed += sum(
             storage.delete(sha256, older_than_seconds=grace_seconds) for sha256 in batch if sha256 not in kept
         )
-    storage.sweep(older_than_seconds=max(grace_seconds, GRACE_SECONDS * 24))
+    storage.sweep(older_than_seconds=SWEEP_AGE_SECONDS)
     with sessions.begin() as session:
         session.execute(delete(IdempotencyRow).where(IdempotencyRow.created_at < utc_now() - KEY_LIFETIME))
     return removed

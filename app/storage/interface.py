@@ -71,7 +71,7 @@ class Storage(Protocol):
         """All blobs that were not written or touched lately, in no order."""
 
     def sweep(self, *, older_than_seconds: float) -> int:
-        """Remove what unfinished writers left behind that long ago; how many files."""
+        """Remove what writers that died left behind that long ago; how many files. Live writers are safe at any age."""
 
     def check(self) -> None:
         """Write and remove a probe; raises `OSError` or `AppError` where the storage does not take bytes."""

@@ -120,12 +120,14 @@ class LocalStorage:
                         yield path.name
 
     def sweep(self, *, older_than_seconds: float) -> int:
-        """Removes temporary files that nobody wrote to for so long."""
+        """Removes temporary files whose writer is dead: a live one holds a lock, which the kernel takes back."""
         count = 0
         for path in self._incoming.iterdir():
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(FileNotFoundError, BlockingIOError):
                 if _age(path) >= older_than_seconds:
-                    path.unlink()
+                    with path.open("rb") as file:
+                        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                        path.unlink()
                     count += 1
         return count
 
@@ -161,6 +163,7 @@ class _Writer:
     def __init__(self, storage: LocalStorage, folder: Path) -> None:
         self._storage = storage
         descriptor, name = tempfile.mkstemp(dir=folder)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
         self._path = Path(name)
         self._file = os.fdopen(descriptor, "wb", buffering=0)
         self._hash = hashlib.sha256()
