@@ -16,7 +16,8 @@ from app.queue import JOBS, QUEUES
 from app.settings import load_settings
 from worker.celery_app import make_application, run_worker
 from worker.child import DEFAULT_ENTRY
-from worker.children import CAN_FORK, LauncherKeeper, clean_environment
+from worker.children import CAN_FORK, clean_environment
+from worker.launchers import LauncherKeeper
 from worker.node import Node
 from worker.reaper import Reaper, sweep_folders
 

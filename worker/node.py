@@ -17,8 +17,8 @@ from app.settings import Settings
 from app.storage.interface import Storage
 from app.storage.registry import open_storage
 from worker.child import DEFAULT_ENTRY
-from worker.children import LauncherKeeper
 from worker.ending import mark_sent
+from worker.launchers import LauncherKeeper
 
 _log = logging.getLogger(__name__)
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from app.tables import DatasetRow
-from worker.children import CAN_FORK, LauncherKeeper, clean_environment
+from worker.children import CAN_FORK, clean_environment
+from worker.launchers import LauncherKeeper
 from worker.runner import run_item
 
 
