@@ -49,7 +49,7 @@ class TestParts:
         worker(start, "inspections")
         first = worker(start, "jobs")
         service.wait_ready()
-        job_id = submit(service, "sleep=30")
+        job_id = submit(service, "sleep=15")
         service.until(job_id, "running")
         worker(start, "jobs")
         wait_for(lambda: len(service.launchers()) == 2)
