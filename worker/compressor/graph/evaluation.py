@@ -66,7 +66,7 @@ def as_array(tensor: torch.Tensor, like: np.ndarray) -> np.ndarray:
 def evaluate(node: Node, env: Mapping[str, Any], network: Network, **options: Any) -> tuple[Any, ...]:
     """The outputs of one node. `env` maps value names to tensors, proxies or known numbers.
 
-    `options` are those of `Call` (constant, rank, training, momentum), and `lift`, which makes a tensor of known numbers.
+    `options` are those of `Call` (constant, shape, training, momentum), and `lift`, which makes a tensor of known numbers.
 
     Raises:
         ImportFailed: where the operator, or this form of it, is not executable.
@@ -168,7 +168,7 @@ class Stepper:
             self.env,
             self.network,
             constant=self._constants,
-            rank=lambda name: self.value(name).ndim,
+            shape=lambda name: tuple(self.value(name).shape),
         )
         self.env.update(zip(node.outputs, outputs, strict=False))
         for name in {*node.inputs, *node.outputs}:

@@ -37,7 +37,7 @@ def to_module(network: Network, *, trainable: bool = True, single: bool = False)
             recorder.env,
             network,
             constant=recorder.constant,
-            rank=lambda name: len(recorder.shapes[name]),
+            shape=recorder.shapes.__getitem__,
             training=recorder.attribute("training"),
             momentum=recorder.attribute(_MOMENTUM),
             lift=recorder.lift,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 
 from worker.compressor.graph.counts import sources_of_constants, weights_of
@@ -10,6 +12,7 @@ from worker.compressor.graph.labelling import Labelling, Mark
 from worker.compressor.graph.labels import Layer
 
 _ALONE = "all its channels depend on each other"
+_EMPTY = "a part of a split would be left without channels"
 _UNEVEN = "a reshape or grouped operator would be left with uneven parts"
 _NO_LABELS = "what it reads cannot be narrowed, and it makes no channels of its own"
 
@@ -42,21 +45,13 @@ class _Conclusion:
 
     def analysis(self) -> Analysis:
         blocked = self._blocked_arrays()
-        components = self._components(blocked)
-        groups: list[tuple[int, list[int], np.ndarray]] = []
+        found = self._with_blocks(self._components(blocked), blocked)
+        if self._anchor(found):
+            found = self._with_blocks(self._components(self._blocked_arrays()), blocked)
         group_of, unit_of = np.full(self.num, -1), np.full(self.num, -1)
-        for members in components:
-            if len(members) < 2:
-                self.reasons.setdefault(members[0], _ALONE)
-                continue
-            blocks = self._blocks(members, blocked)
-            if blocks is None:
-                for label in members:
-                    self.reasons.setdefault(label, _UNEVEN)
-                continue
-            number = len(groups)
+        groups = [(number, members, blocks) for number, (members, blocks) in enumerate(found)]
+        for number, members, _ in groups:
             group_of[members], unit_of[members] = number, np.arange(len(members))
-            groups.append((number, members, blocks))
         made = tuple(self._group(number, len(members), blocks, group_of, unit_of) for number, members, blocks in groups)
         homes: dict[str, list[Home]] = {}
         for home in self.evidence.homes:
@@ -64,6 +59,47 @@ class _Conclusion:
         return Analysis(
             made, self._kept_because(group_of), self.facts, self.layers, homes, self.moved, group_of, unit_of
         )
+
+    def _with_blocks(
+        self, components: list[list[int]], blocked: list[np.ndarray]
+    ) -> list[tuple[list[int], np.ndarray]]:
+        """Components that can be cut, with the block of each unit; the others get their reason."""
+        found = []
+        for members in components:
+            blocks = self._blocks(members, blocked) if len(members) > 1 else None
+            if blocks is not None:
+                found.append((members, blocks))
+                continue
+            for label in members:
+                self.reasons.setdefault(label, _UNEVEN if len(members) > 1 else _ALONE)
+        return found
+
+    def _anchor(self, found: list[tuple[list[int], np.ndarray]]) -> bool:
+        """Where a part of a split could be left with no channel at all, one of them has to stay. True: something was."""
+        cell_of: dict[int, tuple[int, int]] = {}
+        for number, (members, blocks) in enumerate(found):
+            for index, label in enumerate(members):
+                cell_of[label] = (number, int(blocks[index]) if len(blocks) else 0)
+        sizes = Counter(cell_of.values())
+        lines = {
+            layer.array.tobytes(): layer.line() for layers in self.layers.values() for layer in layers if layer.is_line
+        }
+        anchored = False
+        for line in lines.values():
+            labels = dict.fromkeys(line.tolist())
+            here = Counter(cell_of.get(label) for label in labels)
+            # every cell keeps one unit at least, so a whole cell, or one channel that stays anyway, is enough
+            if None in here or any(number == sizes[cell] for cell, number in here.items() if cell is not None):
+                continue
+            cell = cell_of[next(reversed(labels))]
+            members, blocks = found[cell[0]]
+            stays = members if len(blocks) else [next(reversed(labels))]
+            for label in stays:
+                self.reasons.setdefault(label, _EMPTY)
+                cell_of.pop(label, None)
+                sizes[cell] -= 1
+            anchored = True
+        return anchored
 
     def _blocked_arrays(self) -> list[np.ndarray]:
         """Class arrays whose rows must lose equal numbers. Where a row cannot lose any, none can: pinned until stable."""

@@ -48,9 +48,14 @@ class Layer:
         """The labels as (blocks, positions): each block must lose the same number."""
         return np.moveaxis(self.array, self.narrowed, -1).reshape(-1, self.array.shape[self.narrowed])
 
+    @property
+    def is_line(self) -> bool:
+        """Whether the labels lie along one axis."""
+        return len(self.axes) == 1
+
     def line(self) -> np.ndarray:
         """The labels along the only axis."""
-        assert len(self.axes) == 1
+        assert self.is_line
         return self.array.reshape(-1)
 
 
@@ -246,7 +251,7 @@ class Labels(ABC):
             env,
             self.network,
             constant=lambda name: as_tensor(self.network.tensors[name]),
-            rank=lambda name: len(self.shape(name)),
+            shape=self.shape,
         )
         return [value.numpy() for value in outputs]
 

@@ -35,7 +35,7 @@ class Call:
         *,
         constant: Callable[[str], Any],
         known: Callable[[str], np.ndarray | None],
-        rank: Callable[[str], int],
+        shape: Callable[[str], tuple[int, ...]],
         training: Any = False,
         momentum: Any = 0.1,
     ) -> None:
@@ -43,7 +43,7 @@ class Call:
         self._values = values
         self._constant = constant
         self._known = known
-        self._rank = rank
+        self._shape = shape
         self.training = training
         self.momentum = momentum
 
@@ -57,7 +57,11 @@ class Call:
 
     def rank(self, slot: int) -> int:
         """Number of axes of an input."""
-        return self._rank(self.node.inputs[slot])
+        return len(self._shape(self.node.inputs[slot]))
+
+    def shape_of_constant(self, slot: int) -> tuple[int, ...]:
+        """The shape of an input that is a constant; of others only the rank may be relied on."""
+        return tuple(self._shape(self.node.inputs[slot]))
 
     def value(self, slot: int) -> Any:
         """The input as it is: a tensor (or proxy), or a numpy array of known numbers."""

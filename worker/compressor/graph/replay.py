@@ -154,7 +154,7 @@ class Replay(Labels):
             for name in node.inputs
             if name and name not in self.network.tensors
         }
-        outputs = evaluate(node, env, self.network, constant=self._constant, rank=lambda name: len(self.shape(name)))
+        outputs = evaluate(node, env, self.network, constant=self._constant, shape=self.shape)
         self._numbers.update(zip(node.outputs, outputs, strict=False))
 
     def _constant(self, name: str) -> torch.Tensor:

@@ -66,7 +66,7 @@ def _convolve(call: Call) -> Any:
     num_axes = call.rank(0) - 2
     if num_axes not in _CONV:
         raise call.refuse(f"has {num_axes} spatial axes")
-    kernel = list(call.attribute("kernel_shape") or weight.shape[2:])
+    kernel = list(call.attribute("kernel_shape") or call.shape_of_constant(1)[2:])
     strides = list(call.attribute("strides", [1] * num_axes))
     dilations = list(call.attribute("dilations", [1] * num_axes))
     pads = spatial_pads(call, x, kernel, strides, dilations)

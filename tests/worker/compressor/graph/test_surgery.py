@@ -1,0 +1,146 @@
+"""Surgery against the masked upload, with random channels: the smallest ones would hide mistakes."""
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from tests.worker.compressor.graph import nets
+from worker.compressor.errors import GraphError
+from worker.compressor.graph.channels import analyse
+from worker.compressor.graph.counts import count
+from worker.compressor.graph.exporters.onnx import write_onnx
+from worker.compressor.graph.surgery import cut, masked, take, weight_cuts, zero
+
+
+def masked_upload(path, rows):
+    """The plain second version: the uploaded file with what the report names set to zero, element by element."""
+    model = onnx.load(path)
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    alias = {n.output[0]: n.input[0] for n in model.graph.node if n.op_type == "Identity" and n.input[0] in tensors}
+    for number, row in enumerate(rows):
+        array = numpy_helper.to_array(tensors[row.name]).copy()
+        for axis in row.zero:
+            kept = row.axes[axis]
+            parts = kept if isinstance(kept[0], list) else [kept] * 1
+            size = len(array) // len(parts)
+            for index in np.ndindex(array.shape):
+                keep = parts[index[0] // size] if len(parts) > 1 else parts[0]
+                if index[int(axis)] not in keep:
+                    array[index] = 0
+        if row.nodes is None:
+            tensors[row.name].CopyFrom(numpy_helper.from_array(array, row.name))
+            continue
+        model.graph.initializer.append(numpy_helper.from_array(array, f"copy{number}"))
+        for node in model.graph.node:
+            if node.name in row.nodes:
+                for slot, name in enumerate(node.input):
+                    if alias.get(name, name) == row.name:
+                        node.input[slot] = f"copy{number}"
+    return model
+
+
+def compare(path, cut_network, rows, feeds, folder):
+    out = folder / "cut.onnx"
+    write_onnx(cut_network, out)
+    wanted, got = nets.reference(masked_upload(path, rows), feeds), nets.reference(out, feeds)
+    whole = nets.reference(path, feeds)
+    error = max(nets.difference(a, b) for a, b in zip(wanted, got, strict=True))
+    control = max(nets.difference(a, b) for a, b in zip(whole, got, strict=True))
+    return error, control
+
+
+class TestCut:
+    @pytest.mark.parametrize("kind", nets.ALL, ids=lambda kind: kind.__name__)
+    @pytest.mark.parametrize("keep_batchnorm", [False, True])
+    @pytest.mark.parametrize("share", [0.7, 0.3])
+    def test_random_channels_computes_the_masked_upload(self, kind, keep_batchnorm, share, tmp_path):
+        network, path = nets.load(kind, tmp_path, keep_batchnorm=keep_batchnorm)
+        analysis = analyse(network, network.sample_shapes)
+        kept = nets.random_kept(analysis.groups, share)
+        result = cut(network, analysis, kept)
+        error, control = compare(path, result.network, result.weights, nets.samples(network), tmp_path)
+        assert error < 1e-5 and control > 1e-3, (error, control)
+        assert (
+            count(result.network, network.sample_shapes).num_params < count(network, network.sample_shapes).num_params
+        )
+
+    @pytest.mark.parametrize("kind", [nets.Plain, nets.Residual, nets.Dense, nets.Shuffle, nets.Shared, nets.Nhwc])
+    def test_three_cuts_in_turn_refer_to_the_upload(self, kind, tmp_path):
+        network, path = nets.load(kind, tmp_path)
+        current = network
+        for step in range(3):
+            analysis = analyse(current, current.sample_shapes)
+            result = cut(current, analysis, nets.random_kept(analysis.groups, 0.8, seed=step))
+            current = result.network
+        error, control = compare(path, current, weight_cuts(current), nets.samples(network), tmp_path)
+        assert error < 1e-5 and control > 1e-3, (error, control)
+
+    def test_one_unit_left_everywhere_still_runs(self, tmp_path):
+        network, path = nets.load(nets.Residual, tmp_path)
+        analysis = analyse(network, network.sample_shapes)
+        result = cut(network, analysis, {group.id: [group.num_units - 1] for group in analysis.groups})
+        error, _ = compare(path, result.network, result.weights, nets.samples(network), tmp_path)
+        assert error < 1e-5
+
+    def test_the_network_that_was_cut_is_unchanged(self, tmp_path):
+        network, _ = nets.load(nets.Plain, tmp_path)
+        before = {name: array.copy() for name, array in network.tensors.items()}
+        analysis = analyse(network, network.sample_shapes)
+        cut(network, analysis, nets.random_kept(analysis.groups, 0.5))
+        assert all((network.tensors[name] == array).all() for name, array in before.items())
+        assert weight_cuts(network) == []
+
+    def test_ports_names_and_opset_are_the_users(self, tmp_path):
+        network, _ = nets.load(nets.Dense, tmp_path, opset=13)
+        analysis = analyse(network, network.sample_shapes)
+        result = cut(network, analysis, nets.random_kept(analysis.groups, 0.5))
+        assert (result.network.inputs, result.network.outputs) == (network.inputs, network.outputs)
+        assert result.network.opset == 13
+        assert [node.name for node in result.network.nodes if node.op == "Conv"] == [
+            node.name for node in network.nodes if node.op == "Conv"
+        ]
+
+    def test_no_unit_left_is_refused(self, tmp_path):
+        network, _ = nets.load(nets.Plain, tmp_path)
+        analysis = analyse(network, network.sample_shapes)
+        with pytest.raises(GraphError, match="at least one"):
+            cut(network, analysis, {0: []})
+
+    def test_unequal_numbers_per_block_are_refused(self, tmp_path):
+        network, _ = nets.load(nets.Shuffle, tmp_path)
+        analysis = analyse(network, network.sample_shapes)
+        group = next(group for group in analysis.groups if group.blocks is not None)
+        with pytest.raises(GraphError, match="per block"):
+            cut(network, analysis, {group.id: np.arange(group.num_units - 1)})
+
+
+class TestMasked:
+    @pytest.mark.parametrize("kind", nets.ALL, ids=lambda kind: kind.__name__)
+    def test_consumers_slices_are_those_of_the_report(self, kind, tmp_path):
+        network, path = nets.load(kind, tmp_path)
+        analysis = analyse(network, network.sample_shapes)
+        kept = nets.random_kept(analysis.groups, 0.5)
+        rows = cut(network, analysis, kept).weights
+        feeds = nets.samples(network)
+        write_onnx(masked(network, analysis, kept), tmp_path / "masked.onnx")
+        for a, b in zip(
+            nets.reference(masked_upload(path, rows), feeds),
+            nets.reference(tmp_path / "masked.onnx", feeds),
+            strict=True,
+        ):
+            assert nets.difference(a, b) < 1e-6
+
+
+class TestTakeAndZero:
+    def test_parts_of_axis_0_keep_their_own_members(self):
+        array = np.arange(24).reshape(4, 3, 2)
+        positions = np.array([[0, 2], [2, 1]])
+        taken = take(array, {1: positions, 0: np.array([0, 3])})
+        assert (taken[0] == array[0][[0, 2]]).all() and (taken[1] == array[3][[2, 1]]).all()
+
+    def test_zero_per_part_leaves_the_other_part(self):
+        array = np.ones((4, 3))
+        gone = np.array([[True, False, False], [False, False, True]])
+        result = zero(array, 1, gone)
+        assert result.sum() == 8 and result[:2, 0].sum() == 0 and result[2:, 2].sum() == 0 and array.sum() == 12
