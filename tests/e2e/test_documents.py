@@ -63,17 +63,26 @@ class TestReadme:
         (tmp_path / "spec.yaml").write_text(blocks("README.md", "yaml")[0])
         script = blocks("README.md", "sh")[number].replace("http://127.0.0.1:8000", base_url)
         out = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=180, check=False
+            ["bash", "-euo", "pipefail", "-c", script],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=180,
+            check=False,
         )
         assert out.returncode == 0, out.stdout + out.stderr
         assert '"code"' not in out.stdout or '"status":4' not in out.stdout, out.stdout
 
-    def test_the_network_that_comes_back_runs(self, demo_output: tuple[Path, str], base_url: str, tmp_path: Path) -> None:
+    def test_the_network_that_comes_back_runs(
+        self, demo_output: tuple[Path, str], base_url: str, tmp_path: Path
+    ) -> None:
         import numpy as np
         import onnxruntime
 
         command = ["curl", "-sS", "--fail-with-body", "-L", "-F", f"model=@{demo_output[0] / 'digits.onnx'}"]
-        subprocess.run([*command, "-o", str(tmp_path / "small.onnx"), f"{base_url}/v1/compress"], check=True, timeout=120)
+        subprocess.run(
+            [*command, "-o", str(tmp_path / "small.onnx"), f"{base_url}/v1/compress"], check=True, timeout=120
+        )
         session = onnxruntime.InferenceSession(str(tmp_path / "small.onnx"), providers=["CPUExecutionProvider"])
         assert session.run(None, {"image": np.zeros((3, 1, 8, 8), np.float32)})[0].shape == (3, 10)
 
@@ -87,5 +96,7 @@ class TestReadme:
         targets = re.findall(r"^\$ make (\S+)$", "".join(blocks("README.md", "console")), re.MULTILINE)
         assert targets == ["demo", "test"]
         for target in [*targets, "serve", "install", "faults", "catalog", "format", "help"]:
-            out = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, env=os.environ, check=False)
+            out = subprocess.run(
+                ["make", "-n", target], cwd=ROOT, capture_output=True, text=True, env=os.environ, check=False
+            )
             assert out.returncode == 0, out.stderr
