@@ -48,7 +48,7 @@ def finish(job: Job) -> Outcome:
 
 def documents(job: Job, artifacts: list[Artifact], after: Counts, result: dict[str, Any] | None) -> list[Artifact]:
     """Write report and manifest beside the networks."""
-    from worker.compressor.graph.surgery import weight_rows
+    from worker.compressor.graph.surgery import weight_cuts
 
     context, proven = job.context, job.proven
     inexact_kept = {"exact": not proven.inexact, "inexact": proven.inexact}
@@ -56,7 +56,13 @@ def documents(job: Job, artifacts: list[Artifact], after: Counts, result: dict[s
     output = context.request.output
     write_json(
         output / "report.json",
-        report(context, result=result, layers=rows, weights=weight_rows(job.network), **inexact_kept),
+        report(
+            context,
+            result=result,
+            layers=rows,
+            weights=[row.as_dict() for row in weight_cuts(job.network)],
+            **inexact_kept,
+        ),
     )
     made = [Artifact("report.json", "report", "json", "output/report.json")]
     write_json(output / "manifest.json", manifest(context, [*artifacts, *made]))
@@ -149,7 +155,14 @@ def _verdict(job: Job, checked: dict[str, Any], result: dict[str, Any]) -> Compr
             f"the {wrong[0]} file does not compute what the network in memory does: error {checked['parity'][wrong[0]]}"
         )
     if not result["target"]["met"]:
-        return TargetUnreachable("the finished network is above the target", asked=0, best=result["compressed"]["macs"])
+        asked, left = result["target"]["asked"], result["compressed"]
+        detail = f"the finished network has {left['macs']} macs and {left['num_params']} params, more than the target"
+        raise_for = next(iter(asked), "macs")
+        return TargetUnreachable(
+            f"{detail} ({asked})",
+            asked=job.counts.macs,
+            best=left["macs"] if raise_for == "macs" else left["num_params"],
+        )
     return None
 
 

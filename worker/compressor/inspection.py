@@ -27,16 +27,16 @@ def inspect_model(request: Request) -> Outcome:
     Raises:
         ImportFailed: where the file is not one that can be taken.
     """
+    from worker.compressor.graph.description import describe
     from worker.compressor.graph.exporters.onnx import write_onnx
     from worker.compressor.graph.importers import import_model
-    from worker.compressor.graph.inspection import describe
 
     source = request.source
     assert source is not None and source.file is not None
     if source.format == "torchscript" and request.signature is None:
-        from worker.compressor.graph.importers import check_torchscript
+        from worker.compressor.graph.importers.torchscript import load_module
 
-        check_torchscript(source.file)
+        load_module(source.file)
         unknown = ("inputs", "outputs", "opset", "num_params", "macs", "macs_at", "layers", "graph_facts")
         return Outcome("ready", facts={**dict.fromkeys(unknown), "unsupported": []})
     network, graph_facts = import_model(source.file, source.format, request.signature)

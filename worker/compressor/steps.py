@@ -12,6 +12,7 @@ from worker.compressor.distillation.objective import Objective, output_kind
 from worker.compressor.distillation.students import STUDENTS
 from worker.compressor.distillation.trainer import Hooks, Plan, Trained, Trainer
 from worker.compressor.evaluation.judge import Score, module_runner
+from worker.compressor.graph.batchnorm import fold_batchnorm, insert_batchnorm
 from worker.compressor.graph.executor import to_module, write_back
 from worker.compressor.graph.network import Network
 from worker.compressor.graph.proof import prove
@@ -125,8 +126,6 @@ def train(job: Job, step: int, options: Distill | Finetune) -> None:
 def _train_once(
     job: Job, step: int, options: Distill | Finetune, start: Network, insert: bool
 ) -> tuple[Trained, Network]:
-    from worker.compressor.graph.executor import fold_batchnorm, insert_batchnorm
-
     context, network = job.context, start.copy()
     inserted = insert and not any(node.op == "BatchNormalization" for node in network.nodes)
     if inserted:

@@ -121,7 +121,7 @@ class Trainer:
         if score > state.trained.best:
             state.trained.best, state.trained.best_epoch, state.best = score, state.epoch, _weights(self.module)
             self._hooks.improved(self.module)
-        if _rose(losses) and score < state.trained.start:
+        if _rose(losses) and _fell(state.trained.start, score):
             state.trained.diverged = "the loss rises"
 
     def _step(self, positions: np.ndarray, step: int) -> float:
@@ -216,6 +216,11 @@ def _input(feed: np.ndarray, device: torch.device) -> Tensor:
 def _labels(labels: np.ndarray) -> Tensor:
     is_integer = labels.dtype.kind in "iub"
     return torch.from_numpy(np.ascontiguousarray(labels, np.int64 if is_integer else np.float32))
+
+
+def _fell(start: Score, score: Score) -> bool:
+    """Whether a network lost a tenth of its value: a refit network stands in a minimum, and some rise is how it leaves it."""
+    return start.value - score.value > 0.1 * abs(start.value)
 
 
 def _rose(losses: list[float]) -> bool:

@@ -40,6 +40,11 @@ class Original:
         if file is not None and file.exists():
             self._read(file)
 
+    @property
+    def batch_size(self) -> int | None:
+        """The only number of rows that the network takes; None where it is free."""
+        return self._runner.batch_size
+
     def answers(
         self, rows: Rows, positions: np.ndarray | slice, feeds: tuple[np.ndarray, ...] | None = None
     ) -> Outputs:

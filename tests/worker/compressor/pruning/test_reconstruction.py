@@ -47,7 +47,9 @@ class TestSolve:
 
     def test_the_wide_form_is_the_same_solution(self, with_bias):
         inputs, outputs, start = problem(20, 60, 3)
-        weight, bias = solve_wide(*(torch.from_numpy(a.astype(np.float32)) for a in (inputs, outputs, start)), with_bias=with_bias)
+        weight, bias = solve_wide(
+            *(torch.from_numpy(a.astype(np.float32)) for a in (inputs, outputs, start)), with_bias=with_bias
+        )
         for g in range(2):
             want, want_bias = by_lstsq(inputs[g], outputs[g], start[g], with_bias)
             np.testing.assert_allclose(weight[g], want, rtol=1e-3, atol=1e-3)
@@ -75,12 +77,19 @@ def conv_node(**attributes):
 
 class TestLayers:
     @pytest.mark.parametrize(("groups", "options"), [
-        (1, {"pads": [1, 1, 1, 1]}), (2, {"strides": [2, 2], "pads": [1, 0, 1, 2]}), (4, {"dilations": [2, 2]}), (1, {"auto_pad": "SAME_UPPER", "strides": [2, 2]}),
+        (1, {"pads": [1, 1, 1, 1]}),
+        (2, {"strides": [2, 2], "pads": [1, 0, 1, 2]}),
+        (4, {"dilations": [2, 2]}),
+        (1, {"auto_pad": "SAME_UPPER", "strides": [2, 2]}),
     ])  # fmt: skip
     def test_a_convolution_is_a_product_of_its_columns(self, groups, options):
-        x, weight = (torch.from_numpy(RNG.standard_normal(s).astype(np.float32)) for s in ((3, 4, 9, 9), (8, 4 // groups, 3, 3)))
+        x, weight = (
+            torch.from_numpy(RNG.standard_normal(s).astype(np.float32)) for s in ((3, 4, 9, 9), (8, 4 // groups, 3, 3))
+        )
         layer = Convolution(conv_node(group=groups, kernel_shape=[3, 3], **options), Weights(weight.numpy()))
-        begin_h, begin_w, end_h, end_w = options.get("pads", [0, 0, 0, 0]) if "auto_pad" not in options else [1, 1, 1, 1]
+        begin_h, begin_w, end_h, end_w = (
+            options.get("pads", [0, 0, 0, 0]) if "auto_pad" not in options else [1, 1, 1, 1]
+        )
         padded = F.pad(x, (begin_w, end_w, begin_h, end_h))
         want = F.conv2d(padded, weight, None, options.get("strides", 1), 0, options.get("dilations", 1), groups)
         got = torch.bmm(layer.unfold(x), layer.matrix(weight))
@@ -91,12 +100,19 @@ class TestLayers:
         x, weight = (torch.from_numpy(RNG.standard_normal(s).astype(np.float32)) for s in ((3, 4, 20), (8, 4, 5)))
         layer = Convolution(conv_node(kernel_shape=[5], strides=[2], pads=[2, 2]), Weights(weight.numpy()))
         want = F.conv1d(x, weight, None, 2, 2)
-        torch.testing.assert_close(torch.bmm(layer.unfold(x), layer.matrix(weight)), layer.rows(want), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            torch.bmm(layer.unfold(x), layer.matrix(weight)), layer.rows(want), rtol=1e-4, atol=1e-4
+        )
 
-    @pytest.mark.parametrize(("op", "turned", "shape"), [("Gemm", 1, (5, 3)), ("Gemm", 0, (3, 5)), ("MatMul", 0, (3, 5))])
+    @pytest.mark.parametrize(
+        ("op", "turned", "shape"), [("Gemm", 1, (5, 3)), ("Gemm", 0, (3, 5)), ("MatMul", 0, (3, 5))]
+    )
     def test_a_product(self, op, turned, shape):
         x, weight = (torch.from_numpy(RNG.standard_normal(s).astype(np.float32)) for s in ((6, 3), shape))
-        layer = Product(Node("fc", op, "", 13, ("x", "w"), ("y",), {"transB": turned} if op == "Gemm" else {}), Weights(weight.numpy()))
+        layer = Product(
+            Node("fc", op, "", 13, ("x", "w"), ("y",), {"transB": turned} if op == "Gemm" else {}),
+            Weights(weight.numpy()),
+        )
         want = x @ (weight.t() if turned else weight)
         torch.testing.assert_close(torch.bmm(layer.unfold(x), layer.matrix(weight)), layer.rows(want))
         torch.testing.assert_close(layer.stored(layer.matrix(weight)), weight)

@@ -67,6 +67,10 @@ class _Lockstep:
         self.repair = Repair()
         self._refit, self._batchnorm = refit, batchnorm
         self._common = {node.outputs[0] for node in original.nodes}
+        self._readers: dict[str, list[Node]] = {}
+        for node in network.nodes:
+            for name in node.inputs:
+                self._readers.setdefault(name, []).append(node)
         self._uses = Counter(name for node in network.nodes for name in node.inputs)
 
     def advance(self, node: Node) -> None:
@@ -96,7 +100,21 @@ class _Lockstep:
             self._measure(node, x)
         layer = linear_layer(node, self.student.network) if self._refit else None
         if layer is not None:
-            self._solve(layer, x, _kept(target, layer, self.student.network))
+            wanted = _kept(target, layer, self.student.network)
+            self._solve(layer, x, self._with_branch(node, layer, wanted))
+
+    def _with_branch(self, node: Node, layer: LinearLayer, target: Tensor) -> Tensor:
+        """The target, plus what the other branch of an Add right behind lacks: the sum is what counts."""
+        readers = self._readers.get(node.outputs[0], [])
+        if len(readers) != 1 or readers[0].op != "Add":
+            return target
+        other = next((name for name in readers[0].inputs if name != node.outputs[0]), None)
+        if other is None or other not in self.student.env or other not in self.teacher.env:
+            return target
+        ours, theirs = self.student.env[other], self.teacher.env[other]
+        if not isinstance(ours, Tensor) or not isinstance(theirs, Tensor) or ours.shape != target.shape:
+            return target
+        return target + _kept(theirs, layer, self.student.network) - ours
 
     def _measure(self, node: Node, x: Tensor) -> None:
         """Running mean and variance as they are on these samples."""
