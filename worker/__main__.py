@@ -9,7 +9,7 @@ import socket
 import sys
 import warnings
 
-from celery.platforms import SecurityWarning
+from celery.exceptions import CPendingDeprecationWarning, SecurityWarning
 
 from app.logging import configure_logging
 from app.queue import JOBS, QUEUES
@@ -40,7 +40,9 @@ def main() -> None:
         node.launcher = LauncherKeeper(node.entry, environment)
         node.launcher.start()
     # Celery warns of root because of pickled messages; ours are JSON, and the engine's processes are what is dangerous.
-    warnings.simplefilter("ignore", SecurityWarning)
+    # What it announces for its next major version is a setting that `make_celery` gives explicitly.
+    for category in (SecurityWarning, CPendingDeprecationWarning):
+        warnings.simplefilter("ignore", category)
     try:
         run_worker(make_application(node, reaper), node)
     finally:

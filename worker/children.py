@@ -33,6 +33,8 @@ def clean_environment(source: Mapping[str, str], threads: int, home: str) -> dic
         "OMP_WAIT_POLICY": "PASSIVE",
         "OMP_NUM_THREADS": str(threads),
         "OPENBLAS_NUM_THREADS": "1",
+        # onnxruntime reports its use to its makers unless told not to, from threads that it starts when it is imported.
+        "ORT_DISABLE_TELEMETRY": "1",
         "PYTHONUNBUFFERED": "1",
         "PYTHONDONTWRITEBYTECODE": "1",
         "HOME": home,

@@ -20,7 +20,7 @@ SPEC = {
     "version": 1,
     "steps": [
         {"prune": {"target": {"macs": "50%"}}},
-        {"distill": {"epochs": 30, "batch_size": 64}},
+        {"distill": {"epochs": 15, "batch_size": 64}},
     ],
 }
 VICTIMS = ("child", "launcher", "worker", "broker", "api")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -153,6 +154,23 @@ class TestRunItem:
         monkeypatch.setenv("FEATHERWEIGHT_DATABASE_URL", "postgresql://secret")
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
         assert "secret" not in str(clean_environment(os.environ, 1, "home"))
+
+
+class TestLauncher:
+    @pytest.mark.slow
+    @pytest.mark.skipif(not CAN_FORK, reason="the launcher forks on Linux alone")
+    def test_what_it_imports_starts_no_thread(self, tmp_path):
+        # A fork copies one thread: a lock that another one held stays locked for ever.
+        code = f"""
+import importlib, os
+from worker.launcher import PRELOADED
+for name in PRELOADED:
+    importlib.import_module(name)
+print(len(os.listdir("/proc/self/task")), os.listdir({str(tmp_path)!r}))
+"""
+        environment = clean_environment(os.environ, 2, str(tmp_path)) | {"PYTHONPATH": str(Path.cwd())}
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+        assert done.stdout.split("\n")[0] == "1 []"
 
 
 class TestUploads:
