@@ -19,6 +19,8 @@ from worker.compressor.graph.operator import Call, operator_of
 
 #: Integer constants up to this size take part in shape arithmetic.
 _MOST_KNOWN = 4096
+#: No value of one sample is larger in a network that can be trained here; in a file made to exhaust memory it is.
+_MOST_ELEMENTS = 1 << 27
 
 
 @dataclass(frozen=True)
@@ -212,10 +214,20 @@ def observe(network: Network, feeds_shape: Mapping[str, tuple[int, ...]]) -> Fac
         while (node := stepper.peek()) is not None:
             for name, value in zip(node.outputs, _guarded(stepper, node, feeds_shape), strict=False):
                 shapes[name] = tuple(value.shape)
+                _check_size(node, shapes[name])
                 dtypes[name] = str(value.dtype).removeprefix("torch.")
                 if isinstance(value, np.ndarray):
                     known[name] = value
     return Facts(shapes, dtypes, known)
+
+
+def _check_size(node: Node, shape: tuple[int, ...]) -> None:
+    if math.prod(shape) > _MOST_ELEMENTS:
+        raise ImportFailed(
+            f"node '{node.name}' ({node.op}) makes {math.prod(shape)} elements of one sample",
+            code="inspection_resource_limit",
+            hint="Give smaller input shapes in `inputs`.",
+        )
 
 
 def _guarded(stepper: Stepper, node: Node, feeds_shape: Mapping[str, tuple[int, ...]]) -> tuple[Any, ...]:
@@ -244,8 +256,3 @@ def torch_dtype(name: str) -> torch.dtype:
     if not isinstance(dtype, torch.dtype):
         raise ImportFailed(f"an input has the dtype {name}", code="unsupported_dtype", hint="Use float or int inputs.")
     return dtype
-
-
-def element_count(shape: tuple[int, ...]) -> int:
-    """Product of the dimensions."""
-    return math.prod(shape)
