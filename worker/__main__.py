@@ -9,7 +9,7 @@ import socket
 import sys
 import warnings
 
-from celery.exceptions import CPendingDeprecationWarning, SecurityWarning
+from celery.exceptions import SecurityWarning
 
 from app.logging import configure_logging
 from app.queue import JOBS, QUEUES
@@ -40,9 +40,7 @@ def main() -> None:
         node.launcher = LauncherKeeper(node.entry, environment)
         node.launcher.start()
     # Celery warns of root because of pickled messages; ours are JSON, and the engine's processes are what is dangerous.
-    # What it announces for its next major version is a setting that `make_celery` gives explicitly.
-    for category in (SecurityWarning, CPendingDeprecationWarning):
-        warnings.simplefilter("ignore", category)
+    warnings.simplefilter("ignore", SecurityWarning)
     try:
         run_worker(make_application(node, reaper), node)
     finally:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from typing import Any
 
 from celery import Celery
+from celery.exceptions import CPendingDeprecationWarning
 from celery.signals import setup_logging, worker_ready, worker_shutting_down
 
 from app.queue import make_celery
@@ -30,6 +32,8 @@ def make_application(node: Node, reaper: Reaper) -> Celery:
     def keep_logging(**_: Any) -> None:
         """Celery configures logging unless somebody listens here; ours is configured already."""
         logging.getLogger("celery").setLevel(logging.WARNING)
+        # It announces another default for a setting that `make_celery` gives explicitly.
+        warnings.simplefilter("ignore", CPendingDeprecationWarning)
 
     setup_logging.connect(keep_logging, weak=False)
     worker_ready.connect(on_ready, weak=False)
