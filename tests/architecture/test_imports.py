@@ -35,8 +35,8 @@ class TestInstallSet:
     def test_the_api_installs_and_imports_without_torch(self, tmp_path: Path) -> None:
         venv.create(tmp_path / "venv", with_pip=True)
         python = tmp_path / "venv/bin/python"
-        pip = [str(python), "-m", "pip", "--quiet", "--disable-pip-version-check"]
-        subprocess.run([*pip, "install", str(ROOT)], check=True)
+        pip = [str(python), "-m", "pip", "--disable-pip-version-check"]
+        subprocess.run([*pip, "install", "--quiet", str(ROOT)], check=True)
         listed = subprocess.run([*pip, "list", "--format=json"], capture_output=True, text=True, check=True)
         assert not {row["name"].replace("-", "_") for row in json.loads(listed.stdout)} & HEAVY
         code = "import app.main, app.spec.reading; app.spec.reading.read_spec(None); import migrations"

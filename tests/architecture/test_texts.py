@@ -15,7 +15,11 @@ DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs
 
 def test_the_catalog_is_what_the_registries_know() -> None:
     out = subprocess.run(
-        [sys.executable, "-m", "worker.compressor.catalog", "--check"], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "worker.compressor.catalog", "--check"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert out.returncode == 0, out.stdout + out.stderr
 
