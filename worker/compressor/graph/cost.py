@@ -13,21 +13,34 @@ from worker.compressor.graph.grouping import Analysis
 from worker.compressor.graph.network import Network, Node
 from worker.compressor.graph.operator import Macs, operator_of
 
-Kept = Mapping[int, int]
+#: For each group how many units it keeps, or which.
+Kept = Mapping[int, int | np.ndarray]
 
 
 @dataclass(frozen=True)
 class Shrinking:
-    """An axis that gets shorter: by `per_unit[group]` positions for each unit that the group loses."""
+    """An axis that gets shorter: `per_unit[group]` says by how many positions for each unit that the group loses."""
 
     axis: int
-    per_unit: Mapping[int, float]
+    per_unit: Mapping[int, np.ndarray]
+
+    def lost(self, kept: Kept) -> int:
+        """Positions that go. From a number of units it is their average share, exact where all have the same."""
+        total = 0.0
+        for group, positions in self.per_unit.items():
+            units = kept.get(group)
+            if isinstance(units, np.ndarray):
+                total += float(positions.sum() - positions[units].sum())
+            elif units is not None:
+                total += float(positions.mean()) * (len(positions) - units)
+        return round(total)
 
 
 class CostModel:
-    """Parameters and MACs from kept unit counts. A group that is not named keeps all of its units.
+    """Parameters and MACs from what each group keeps. A group that is not named keeps all of its units.
 
-    Exact where each unit of a group has the same number of positions along an axis, which holds for all operators so far.
+    Exact from unit numbers, which units they are given as; from counts alone exact but where a Slice or Split lets only
+    some units of a group through.
     """
 
     def __init__(self, network: Network, analysis: Analysis, feeds_shape: Mapping[str, tuple[int, ...]]) -> None:
@@ -48,11 +61,7 @@ class CostModel:
         """The shape of a value or tensor with these units kept."""
         shape = list(self._shapes[name])
         for shrinking in self._shrinking[name]:
-            lost = sum(
-                each * (self._sizes[group] - kept.get(group, self._sizes[group]))
-                for group, each in shrinking.per_unit.items()
-            )
-            shape[shrinking.axis] -= round(lost)
+            shape[shrinking.axis] -= shrinking.lost(kept)
         return tuple(shape)
 
     def num_params(self, kept: Kept) -> int:
@@ -72,12 +81,17 @@ class CostModel:
         return total
 
     def _signature(self, name: str, kept: Kept) -> Sequence[object]:
-        cut = [
-            (shrinking.axis, tuple(sorted(shrinking.per_unit.items())))
+        """What tells differently cut copies of one tensor apart."""
+        return tuple(
+            (shrinking.axis, group, positions.tobytes())
             for shrinking in self._shrinking[name]
-            if any(kept.get(group, self._sizes[group]) < self._sizes[group] for group in shrinking.per_unit)
-        ]
-        return tuple(cut)
+            for group, positions in shrinking.per_unit.items()
+            if self._is_cut(group, kept)
+        )
+
+    def _is_cut(self, group: int, kept: Kept) -> bool:
+        units = kept.get(group)
+        return units is not None and (len(units) if isinstance(units, np.ndarray) else units) < self._sizes[group]
 
 
 def shrinkings(analysis: Analysis, name: str) -> list[Shrinking]:
@@ -99,6 +113,6 @@ def _shrinking(analysis: Analysis, axis: int, rows: np.ndarray) -> Shrinking:
     groups = analysis.group_of[rows]
     per_unit = {}
     for group in np.unique(groups[groups >= 0]).tolist():
-        num_units = analysis.groups[group].num_units
-        per_unit[group] = float((groups == group).sum()) / len(rows) / num_units
+        units = analysis.unit_of[rows[groups == group]]
+        per_unit[group] = np.bincount(units, minlength=analysis.groups[group].num_units) / len(rows)
     return Shrinking(axis, per_unit)

@@ -34,7 +34,7 @@ class Replay(Labels):
         self.analysis = analysis
         self.takes: dict[tuple[str, int], np.ndarray] = {}
         self.rewrites: dict[str, Rewrites] = {}
-        self._counts = {group: len(units) for group, units in kept.items()}
+        self._kept = kept
         self._removed = removed_classes(analysis, kept)
         self._homes = {(home.tensor, home.axis): home.labels for homes in analysis.homes.values() for home in homes}
         self._numbers: dict[str, np.ndarray] = {}
@@ -66,9 +66,7 @@ class Replay(Labels):
         """Shape that a value is to have after the cut, from the analysis alone."""
         shape = list(self.facts.shapes[name])
         for shrinking in shrinkings(self.analysis, name):
-            for group, each in shrinking.per_unit.items():
-                num_units = self.analysis.groups[group].num_units
-                shape[shrinking.axis] -= round(each * (num_units - self._counts.get(group, num_units)))
+            shape[shrinking.axis] -= shrinking.lost(self._kept)
         return tuple(shape)
 
     def numbers(self, node: Node, slot: int) -> list[int] | None:
