@@ -22,6 +22,8 @@ def make_application(node: Node, reaper: Reaper) -> Celery:
     register(application, node)
 
     def on_ready(**_: Any) -> None:
+        # Celery announces another default for a setting that `make_celery` gives explicitly.
+        warnings.simplefilter("ignore", CPendingDeprecationWarning)
         reaper.start()
 
     def on_shutting_down(**_: Any) -> None:
@@ -32,8 +34,6 @@ def make_application(node: Node, reaper: Reaper) -> Celery:
     def keep_logging(**_: Any) -> None:
         """Celery configures logging unless somebody listens here; ours is configured already."""
         logging.getLogger("celery").setLevel(logging.WARNING)
-        # It announces another default for a setting that `make_celery` gives explicitly.
-        warnings.simplefilter("ignore", CPendingDeprecationWarning)
 
     setup_logging.connect(keep_logging, weak=False)
     worker_ready.connect(on_ready, weak=False)
