@@ -190,7 +190,9 @@ class Network:
             array = self.tensors[name]
             value.const_value = ir.tensor(array, name=name)
             value.shape = ir.Shape(array.shape)
-        return ir.to_proto(self.model)
+        proto = ir.to_proto(self.model)
+        proto.graph.ClearField("value_info")  # shapes of initializers, which the tensors say themselves
+        return proto
 
     def _read(self, node: ir.Node) -> Node:
         outputs = tuple(value.name or "" for value in node.outputs)

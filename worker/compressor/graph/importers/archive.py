@@ -101,8 +101,7 @@ def _check_kind(archive: zipfile.ZipFile, entries: dict[str, zipfile.ZipInfo]) -
     if "data.pkl" not in entries:
         raise _malformed("the archive holds no model")
     if not any(name.startswith("code/") for name in entries):
-        reader = _Reader(archive.read(entries["data.pkl"]))
-        reader.load()
+        reader = _read("data.pkl", archive.read(entries["data.pkl"]))
         tensors_only = all(module.split(".")[0] in ("torch", "collections") for module, _ in reader.wanted)
         raise _architecture_missing() if tensors_only and not _has_modules(reader) else _pickle_not_accepted()
 
@@ -137,14 +136,20 @@ def _check_code(name: str, text: str) -> None:
             raise _unknown(f"the operator {match[1]}::{match[2]}", name)
 
 
-class _Object:
-    """Stands for whatever a pickle names; takes any state and does nothing."""
+class _Object(dict[Any, Any]):
+    """Stands for whatever a pickle names; takes any items and any state and does nothing."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self.args = args
+        super().__init__()
 
     def __setstate__(self, state: Any) -> None:
-        self.state = state
+        """Forget it."""
+
+    def append(self, item: Any) -> None:
+        """Forget it."""
+
+    def extend(self, items: Any) -> None:
+        """Forget them."""
 
 
 class _Reader(pickle.Unpickler):
@@ -174,20 +179,23 @@ class _Reader(pickle.Unpickler):
 
 
 def _check_pickle(name: str, data: bytes, entries: dict[str, zipfile.ZipInfo]) -> None:
-    reader = _Reader(data)
-    try:
-        _check_nesting(name, data)
-        reader.load()
-    except ImportFailed:
-        raise
-    except Exception as error:  # a crafted pickle can make the reader fail in any way
-        raise _malformed(f"'{name}' cannot be read: {str(error)[:200]}") from error
+    reader = _read(name, data)
     for module, _ in reader.wanted:
         if module.split(".")[0] not in ("__torch__", "torch", "collections"):
             raise ImportFailed(f"'{name}' names '{module[:100]}', which no network needs", code="forbidden_pickle")
     folder = "constants" if name == "constants.pkl" else "data"
     for tensor in reader.tensors:
         _check_record(folder, tensor, entries)
+
+
+def _read(name: str, data: bytes) -> _Reader:
+    _check_nesting(name, data)
+    reader = _Reader(data)
+    try:
+        reader.load()
+    except Exception as error:  # a crafted pickle can make the reader fail in any way
+        raise _malformed(f"'{name}' cannot be read: {str(error)[:200]}") from error
+    return reader
 
 
 def _check_nesting(name: str, data: bytes) -> None:

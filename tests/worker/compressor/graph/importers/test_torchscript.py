@@ -1,0 +1,163 @@
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tests.worker.compressor.graph import nets
+from worker.compressor.errors import ImportFailed
+from worker.compressor.graph.channels import analyse
+from worker.compressor.graph.counts import count
+from worker.compressor.graph.evaluation import run
+from worker.compressor.graph.exporters.torchscript import write_torchscript
+from worker.compressor.graph.importers import import_model
+from worker.compressor.graph.surgery import cut
+
+KINDS = ["script", "trace", "frozen"]
+
+
+def save(net, kind, path, batch=2):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if kind == "trace":
+            module = torch.jit.trace(net, torch.randn(batch, *net.shape))
+        else:
+            module = torch.jit.script(net)
+            module = torch.jit.freeze(module) if kind == "frozen" else module
+        module.save(str(path))
+    return path
+
+
+def load(net, kind, folder):
+    path = save(net, kind, folder / f"{kind}.pt")
+    signature = [{"name": "x", "dtype": "float32", "shape": ["batch", *net.shape]}]
+    return import_model(path, "torchscript", signature)[0], path
+
+
+def masked_module(path, rows):
+    """The plain second version: the loaded module with the named slices set to zero."""
+    module = torch.jit.load(str(path)).eval()
+    state = dict(module.named_parameters()) | dict(module.named_buffers())
+    with torch.no_grad():
+        for row in rows:
+            for axis in row.zero:
+                kept = row.axes[axis]
+                tensor = state[row.name]
+                parts = kept if isinstance(kept[0], list) else [kept]
+                for part, keep in zip(tensor.chunk(len(parts)), parts, strict=True):
+                    gone = [index for index in range(part.shape[int(axis)]) if index not in keep]
+                    part.index_fill_(int(axis), torch.tensor(gone, dtype=torch.long), 0)
+    return module
+
+
+class TestImport:
+    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize("net", [nets.Plain, nets.Residual, nets.Separable, nets.Shuffle], ids=lambda n: n.__name__)
+    def test_computes_what_the_module_does_and_keeps_every_weight(self, net, kind, tmp_path):
+        live = nets.build(net)
+        network, path = load(live, kind, tmp_path)
+        feeds = nets.samples(network, 3)
+        with torch.no_grad():
+            wanted = torch.jit.load(str(path))(torch.from_numpy(feeds["x"])).numpy()
+        assert nets.difference(wanted, next(iter(run(network, feeds).values()))) < 1e-5
+        if kind != "frozen":
+            assert count(network, network.sample_shapes).num_params == sum(p.numel() for p in live.parameters())
+            state = live.state_dict()
+            for name, origin in network.origins.items():
+                if origin.source in state:
+                    assert np.array_equal(network.tensors[name], state[origin.source].numpy()), origin.source
+
+    def test_layers_are_called_by_module_path(self, tmp_path):
+        network, _ = load(nets.build(nets.Residual), "script", tmp_path)
+        layers = [layer.name for layer in count(network, network.sample_shapes).layers]
+        assert layers == ["stem", "a1", "a2", "b1", "b2", "bn", "skip", "head"]
+
+    def test_frozen_weights_are_called_by_their_constants(self, tmp_path):
+        network, path = load(nets.build(nets.Plain), "frozen", tmp_path)
+        constants = torch.jit.load(str(path)).code_with_constants[1].const_mapping
+        named = {o.source: network.tensors[n] for n, o in network.origins.items() if o.source.startswith("CONSTANTS.")}
+        assert len(named) == 8
+        for name, array in named.items():
+            assert np.array_equal(constants[name.removeprefix("CONSTANTS.")].numpy(), array)
+
+    def test_ports_are_those_of_the_signature(self, tmp_path):
+        network, _ = load(nets.build(nets.Plain), "script", tmp_path)
+        assert [(port.name, port.dtype, port.shape) for port in network.inputs] == [
+            ("x", "float32", ("batch", 3, 8, 8))
+        ]
+        assert network.outputs[0].shape[0] == "batch"
+
+    def test_equal_weights_are_not_merged(self, tmp_path):
+        live = nets.build(nets.Shared)
+        network, _ = load(live, "script", tmp_path)
+        sources = {origin.source for origin in network.origins.values()}
+        assert {"stem.bias", "twice.bias", "last.bias", "head.bias"} <= sources
+
+    @pytest.mark.parametrize("kind", ["script", "trace"])
+    @pytest.mark.parametrize("net", nets.ALL, ids=lambda n: n.__name__)
+    def test_a_cut_computes_the_masked_module(self, net, kind, tmp_path):
+        if net is nets.Nhwc and kind == "script":
+            pytest.skip("x.shape[0] is enough to script; padding by a list is not the point here")
+        network, path = load(nets.build(net), kind, tmp_path)
+        analysis = analyse(network, network.sample_shapes)
+        result = cut(network, analysis, nets.random_kept(analysis.groups, 0.5))
+        write_torchscript(result.network, tmp_path / "cut.pt")
+        x = torch.from_numpy(nets.samples(network, 4)["x"])
+        with torch.no_grad():
+            wanted = masked_module(path, result.weights)(x)
+            got, whole = torch.jit.load(str(tmp_path / "cut.pt"))(x), torch.jit.load(str(path))(x)
+        flat = lambda value: [value] if isinstance(value, torch.Tensor) else list(value)  # noqa: E731
+        errors = [nets.difference(a.numpy(), b.numpy()) for a, b in zip(flat(wanted), flat(got), strict=True)]
+        controls = [nets.difference(a.numpy(), b.numpy()) for a, b in zip(flat(whole), flat(got), strict=True)]
+        assert max(errors) < 1e-5 and max(controls) > 1e-3
+
+
+class Forked(nn.Module):
+    shape = (4,)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"y": self.fc(x)}
+
+
+class Hidden(nn.Module):
+    """Depends on the values of its input, which a graph cannot say."""
+
+    shape = (4,)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.linalg.inv(self.fc(x)[:, None, :].expand(-1, 4, -1) + torch.eye(4))
+
+
+class TestRefusal:
+    def test_without_signature(self, tmp_path):
+        path = save(nets.build(nets.Plain), "script", tmp_path / "m.pt")
+        with pytest.raises(ImportFailed) as caught:
+            import_model(path, "torchscript", None)
+        assert caught.value.code == "signature_needed"
+
+    def test_of_a_signature_that_does_not_fit(self, tmp_path):
+        path = save(nets.build(nets.Plain), "script", tmp_path / "m.pt")
+        with pytest.raises(ImportFailed) as caught:
+            import_model(path, "torchscript", [{"name": "x", "dtype": "float32", "shape": ["batch", 4, 8, 8]}])
+        assert caught.value.code == "input_mismatch" and "[2, 4, 8, 8]" in caught.value.detail
+
+    def test_of_what_returns_a_dict(self, tmp_path):
+        path = save(Forked().eval(), "script", tmp_path / "m.pt")
+        with pytest.raises(ImportFailed) as caught:
+            import_model(path, "torchscript", [{"name": "x", "dtype": "float32", "shape": ["batch", 4]}])
+        assert caught.value.code == "unsupported_output"
+
+    def test_of_an_operator_that_is_not_there(self, tmp_path):
+        path = save(Hidden().eval(), "script", tmp_path / "m.pt")
+        with pytest.raises(ImportFailed) as caught:
+            import_model(path, "torchscript", [{"name": "x", "dtype": "float32", "shape": ["batch", 4]}])
+        assert caught.value.code in ("unsupported_operator", "input_mismatch")

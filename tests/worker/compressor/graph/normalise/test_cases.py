@@ -1,0 +1,117 @@
+"""The numbered cases of `normalise`, by number."""
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from tests.worker.compressor.graph.nets import difference, reference
+from worker.compressor.graph.counts import count
+from worker.compressor.graph.evaluation import run
+from worker.compressor.graph.exporters.onnx import write_onnx
+from worker.compressor.graph.importers import import_model
+
+RNG = np.random.default_rng(0)
+X = {"x": RNG.standard_normal((3, 4)).astype(np.float32)}
+
+
+def array(*shape):
+    return RNG.standard_normal(shape).astype(np.float32)
+
+
+def load(nodes, folder, initializers=None, *, ir=8, inputs=(), value_info=()):
+    port = lambda name: helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 4])  # noqa: E731
+    tensors = [numpy_helper.from_array(value, name) for name, value in (initializers or {}).items()]
+    graph = helper.make_graph(nodes, "g", [port("x"), *inputs], [port("y")], tensors, value_info=list(value_info))
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=ir)
+    onnx.save(model, folder / "m.onnx")
+    network, _ = import_model(folder / "m.onnx", "onnx", None)
+    assert difference(reference(model, X)[0], run(network, X)["y"]) < 2e-6
+    write_onnx(network, folder / "again.onnx")
+    assert difference(reference(model, X)[0], reference(folder / "again.onnx", X)[0]) < 2e-6
+    return network
+
+
+def test_case_1_constant_nodes_become_initializers(tmp_path):
+    constant = helper.make_node("Constant", [], ["w"], value=numpy_helper.from_array(array(4, 4), "v"))
+    network = load([constant, helper.make_node("MatMul", ["x", "w"], ["y"], name="mm")], tmp_path)
+    assert [node.op for node in network.nodes] == ["MatMul"] and network.tensors["w"].shape == (4, 4)
+
+
+def test_case_1_other_forms_of_a_constant(tmp_path):
+    nodes = [
+        helper.make_node("Constant", [], ["axes"], value_ints=[0]),
+        helper.make_node("Constant", [], ["two"], value_float=2.0),
+        helper.make_node("Unsqueeze", ["x", "axes"], ["u"]),
+        helper.make_node("Squeeze", ["u", "axes"], ["s"]),
+        helper.make_node("Mul", ["s", "two"], ["y"]),
+    ]
+    assert count(load(nodes, tmp_path), {"x": (1, 4)}).num_params == 0
+
+
+def test_case_2_filled_weights_become_initializers(tmp_path):
+    value = numpy_helper.from_array(np.array([0.5], np.float32), "v")
+    nodes = [
+        helper.make_node("ConstantOfShape", ["shape"], ["w"], value=value),
+        helper.make_node("MatMul", ["x", "w"], ["y"], name="mm"),
+    ]
+    network = load(nodes, tmp_path, {"shape": np.array([4, 4])})
+    assert (network.tensors["w"] == 0.5).all() and [node.op for node in network.nodes] == ["MatMul"]
+
+
+def test_case_3_identity_of_a_vector_becomes_a_copy_that_knows_its_source(tmp_path):
+    nodes = [
+        helper.make_node("Identity", ["b"], ["b2"]),
+        helper.make_node("Add", ["x", "b"], ["h"], name="one"),
+        helper.make_node("Add", ["h", "b2"], ["y"], name="two"),
+    ]
+    network = load(nodes, tmp_path, {"b": array(4)})
+    assert [node.op for node in network.nodes] == ["Add", "Add"]
+    copies = [network.origins[node.inputs[1]] for node in network.nodes]
+    assert [(origin.source, origin.nodes) for origin in copies] == [("b", ("one",)), ("b", ("two",))]
+    assert count(network, {"x": (1, 4)}).num_params == 4, "still one tensor as long as they are equal"
+
+
+def test_case_3_identity_of_a_matrix_stays_one_tensor(tmp_path):
+    nodes = [
+        helper.make_node("Identity", ["w"], ["w2"]),
+        helper.make_node("MatMul", ["x", "w"], ["h"], name="one"),
+        helper.make_node("MatMul", ["h", "w2"], ["y"], name="two"),
+    ]
+    network = load(nodes, tmp_path, {"w": array(4, 4)})
+    assert [node.inputs[1] for node in network.nodes] == ["w", "w"]
+
+
+def test_case_4_initializers_listed_among_the_inputs_are_none(tmp_path):
+    listed = helper.make_tensor_value_info("w", TensorProto.FLOAT, [4, 4])
+    network = load([helper.make_node("MatMul", ["x", "w"], ["y"])], tmp_path, {"w": array(4, 4)}, ir=3, inputs=[listed])
+    assert [port.name for port in network.inputs] == ["x"]
+
+
+def test_case_5_recorded_shapes_of_inner_values_go(tmp_path):
+    stale = helper.make_tensor_value_info("h", TensorProto.FLOAT, ["n", 4])
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["h"]), helper.make_node("Relu", ["h"], ["y"])]
+    load(nodes, tmp_path, {"w": array(4, 4)}, value_info=[stale])
+    assert not onnx.load(tmp_path / "again.onnx").graph.value_info
+
+
+def test_case_6_a_shared_vector_is_split_and_written_as_one(tmp_path):
+    nodes = [
+        helper.make_node("Add", ["x", "b"], ["h"], name="one"),
+        helper.make_node("Mul", ["h", "b"], ["y"], name="two"),
+    ]
+    network = load(nodes, tmp_path, {"b": array(4)})
+    assert len(network.tensors) == 2
+    assert [tensor.name for tensor in onnx.load(tmp_path / "again.onnx").graph.initializer] == ["b"]
+
+
+def test_case_6_copies_that_differ_are_written_apart(tmp_path):
+    nodes = [
+        helper.make_node("Add", ["x", "b"], ["h"], name="one"),
+        helper.make_node("Mul", ["h", "b"], ["y"], name="two"),
+    ]
+    network = load(nodes, tmp_path, {"b": array(4)})
+    name = network.nodes[1].inputs[1]
+    network.tensors[name] = network.tensors[name] * 2
+    write_onnx(network, tmp_path / "again.onnx")
+    assert difference(run(network, X)["y"], reference(tmp_path / "again.onnx", X)[0]) < 2e-6
+    assert count(network, {"x": (1, 4)}).num_params == 8
