@@ -18,11 +18,8 @@ class TestWriteOnnx:
         network, path = nets.load(kind, tmp_path)
         write_onnx(network, tmp_path / "again.onnx")
         old, new = onnx.load(path), onnx.load(tmp_path / "again.onnx")
-        assert (old.graph.input, old.graph.output, old.opset_import) == (
-            new.graph.input,
-            new.graph.output,
-            new.opset_import,
-        )
+        assert (old.graph.input, old.graph.output) == (new.graph.input, new.graph.output)
+        assert [entry.version for entry in old.opset_import] == [entry.version for entry in new.opset_import]
         assert old.ir_version == new.ir_version and old.producer_name == new.producer_name
         constants = ("Constant", "Identity")
         names = lambda model: [n.name for n in model.graph.node if n.op_type not in constants]  # noqa: E731
