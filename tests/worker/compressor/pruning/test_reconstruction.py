@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from worker.compressor.graph.network import Node
 from worker.compressor.pruning.reconstruction.layers import Convolution, Product
 from worker.compressor.pruning.reconstruction.least_squares import Gram, solve_wide
+from worker.compressor.pruning.reconstruction.rectified import auxiliary
 
 RNG = np.random.default_rng(0)
 
@@ -116,3 +117,16 @@ class TestLayers:
         want = x @ (weight.t() if turned else weight)
         torch.testing.assert_close(torch.bmm(layer.unfold(x), layer.matrix(weight)), layer.rows(want))
         torch.testing.assert_close(layer.stored(layer.matrix(weight)), weight)
+
+
+@pytest.mark.parametrize("penalty", [0.01, 0.3, 1.0, 10.0])
+def test_auxiliary_outputs_are_the_best_of_a_fine_grid(penalty):
+    wanted, given = RNG.standard_normal((2, 60)) * 2
+    grid = np.linspace(-8, 8, 16001)
+    found = auxiliary(torch.from_numpy(wanted), torch.from_numpy(given), penalty).numpy()
+
+    def cost(z, y, p):
+        return (max(y, 0.0) - np.maximum(z, 0.0)) ** 2 + penalty * (z - p) ** 2
+
+    for z, y, p in zip(found, wanted, given, strict=True):
+        assert cost(z, y, p) <= cost(grid, y, p).min() + 1e-6

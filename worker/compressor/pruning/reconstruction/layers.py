@@ -72,7 +72,7 @@ class Convolution(LinearLayer):
     def unfold(self, x: Tensor) -> Tensor:
         """See `LinearLayer.unfold`."""
         kernel = list(self.shape[2:])
-        call = Call(self.node, [x], constant=_nothing, known=_nothing, rank=lambda name: x.ndim)
+        call = Call(self.node, [x], constant=_nothing, known=_nothing, shape=lambda name: tuple(x.shape))
         x = F.pad(x, torch_pads(spatial_pads(call, x, kernel, self._strides, self._dilations)))
         if self._num_axes == 1:
             x, kernel = x.unsqueeze(2), [1, *kernel]

@@ -8,6 +8,8 @@ Solves `min_W Σ_r |y_r - W'u_r|² + λ |W - W0|²`, so that directions the samp
 
 from __future__ import annotations
 
+from copy import copy
+
 import torch
 from torch import Tensor
 
@@ -32,6 +34,17 @@ class Gram:
         self.input_sum += inputs.sum(1, dtype=torch.float64)
         self.output_sum += outputs.sum(1, dtype=torch.float64)
         self.num_rows += inputs.shape[1]
+
+    def with_outputs(self) -> Gram:
+        """The same inputs, with room for other outputs: `add_outputs` must then see the same rows."""
+        other = copy(self)
+        other.outer, other.output_sum = torch.zeros_like(self.outer), torch.zeros_like(self.output_sum)
+        return other
+
+    def add_outputs(self, inputs: Tensor, outputs: Tensor) -> None:
+        """One piece of new outputs for inputs that were added before."""
+        self.outer += torch.bmm(inputs.transpose(1, 2), outputs).double()
+        self.output_sum += outputs.sum(1, dtype=torch.float64)
 
     def solve(self, weight: Tensor, *, with_bias: bool, ridge: float = RIDGE) -> tuple[Tensor, Tensor | None]:
         """New weights `[G, D, O]` near `weight`, and biases `[G, O]`, which no ridge holds back; float64."""

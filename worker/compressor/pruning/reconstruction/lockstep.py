@@ -18,6 +18,7 @@ from worker.compressor.graph.evaluation import Stepper
 from worker.compressor.graph.network import Network, Node
 from worker.compressor.pruning.reconstruction.layers import LinearLayer, linear_layer
 from worker.compressor.pruning.reconstruction.least_squares import Gram, solve_wide
+from worker.compressor.pruning.reconstruction.rectified import PENALTIES, auxiliary
 
 # Beyond this width a system of rows is smaller than one of inputs.
 MAX_INPUTS = 2048
@@ -56,6 +57,19 @@ def reconstruct(
     return pass_.student.network, pass_.repair
 
 
+@dataclass(frozen=True)
+class _Aim:
+    """What should come out: `wanted`, of which another branch gives `branch`; below zero it does not count if rectified."""
+
+    wanted: Tensor
+    branch: Tensor | None = None
+    is_rectified: bool = False
+
+    def own(self, piece: slice) -> Tensor:
+        """The layer's own part of it."""
+        return self.wanted[piece] if self.branch is None else self.wanted[piece] - self.branch[piece]
+
+
 class _Lockstep:
     """The two walks, and what was repaired so far."""
 
@@ -71,6 +85,7 @@ class _Lockstep:
         for node in network.nodes:
             for name in node.inputs:
                 self._readers.setdefault(name, []).append(node)
+        self._outputs = {port.name for port in network.outputs}
         self._uses = Counter(name for node in network.nodes for name in node.inputs)
 
     def advance(self, node: Node) -> None:
@@ -100,21 +115,36 @@ class _Lockstep:
             self._measure(node, x)
         layer = linear_layer(node, self.student.network) if self._refit else None
         if layer is not None:
-            wanted = _kept(target, layer, self.student.network)
-            self._solve(layer, x, self._with_branch(node, layer, wanted))
+            self._solve(layer, x, self._aim(node, layer, target))
 
-    def _with_branch(self, node: Node, layer: LinearLayer, target: Tensor) -> Tensor:
-        """The target, plus what the other branch of an Add right behind lacks: the sum is what counts."""
+    def _aim(self, node: Node, layer: LinearLayer, target: Tensor) -> _Aim:
+        """What the layer should give: where an Add or a ReLU is right behind, what counts is what comes out there."""
+        wanted, branch = _kept(target, layer, self.student.network), None
+        reader = self._only_reader(node)
+        if reader is not None and reader.op == "Add":
+            branch = self._branches(reader, node.outputs[0], layer, wanted)
+            if branch is None:
+                return _Aim(wanted)
+            wanted = wanted + branch[1]
+            readers = self._readers.get(reader.outputs[0], [])
+            is_rectified = bool(readers) and all(other.op == "Relu" for other in readers)
+            return _Aim(wanted, branch[0], is_rectified)
+        return _Aim(wanted, None, reader is not None and reader.op == "Relu")
+
+    def _only_reader(self, node: Node) -> Node | None:
         readers = self._readers.get(node.outputs[0], [])
-        if len(readers) != 1 or readers[0].op != "Add":
-            return target
-        other = next((name for name in readers[0].inputs if name != node.outputs[0]), None)
+        return readers[0] if len(readers) == 1 and node.outputs[0] not in self._outputs else None
+
+    def _branches(self, add: Node, name: str, layer: LinearLayer, wanted: Tensor) -> tuple[Tensor, Tensor] | None:
+        """The other operand of an Add, ours and the original's, where both are computed already."""
+        other = next((operand for operand in add.inputs if operand != name), None)
         if other is None or other not in self.student.env or other not in self.teacher.env:
-            return target
+            return None
         ours, theirs = self.student.env[other], self.teacher.env[other]
-        if not isinstance(ours, Tensor) or not isinstance(theirs, Tensor) or ours.shape != target.shape:
-            return target
-        return target + _kept(theirs, layer, self.student.network) - ours
+        if not isinstance(ours, Tensor) or not isinstance(theirs, Tensor) or ours.shape != wanted.shape:
+            return None
+        theirs = _kept(theirs, layer, self.student.network)
+        return (ours, theirs) if theirs.shape == ours.shape else None
 
     def _measure(self, node: Node, x: Tensor) -> None:
         """Running mean and variance as they are on these samples."""
@@ -125,22 +155,46 @@ class _Lockstep:
             self.student.set_weight(name, value.numpy().astype(dtype))
         self.repair.measured.append(node.name)
 
-    def _solve(self, layer: LinearLayer, x: Tensor, target: Tensor) -> None:
+    def _solve(self, layer: LinearLayer, x: Tensor, aim: _Aim) -> None:
         start = layer.matrix(self.student.value(layer.weight))
         with_bias = layer.bias is not None
-        rows_per_sample = max(1, target[0].numel() // target.shape[layer.channel_axis])
+        rows_per_sample = max(1, aim.wanted[0].numel() // aim.wanted.shape[layer.channel_axis])
         if layer.num_inputs > MAX_INPUTS:
             some = slice(0, max(1, MAX_WIDE_ROWS // rows_per_sample))
-            solved, bias = solve_wide(layer.unfold(x[some]), layer.rows(target[some]), start, with_bias=with_bias)
+            solved, bias = solve_wide(layer.unfold(x[some]), layer.rows(aim.own(some)), start, with_bias=with_bias)
         else:
+            pieces = list(_pieces(layer, len(x), rows_per_sample))
             gram = Gram(*start.shape)
-            for piece in _pieces(layer, len(x), rows_per_sample):
-                gram.add(layer.unfold(x[piece]), layer.rows(target[piece]))
+            for piece in pieces:
+                gram.add(layer.unfold(x[piece]), layer.rows(aim.own(piece)))
             solved, bias = gram.solve(start, with_bias=with_bias)
+            for penalty in PENALTIES if aim.is_rectified else ():
+                solved, bias = _again(layer, gram, x, aim, pieces, start, solved, bias, penalty)
         self.student.set_weight(layer.weight, layer.stored(solved).float().contiguous().numpy())
         if layer.bias is not None and bias is not None:
             self.student.set_weight(layer.bias, bias.reshape(-1).float().numpy())
         self.repair.refitted.append(layer.node.name)
+
+
+def _again(
+    layer: LinearLayer,
+    gram: Gram,
+    x: Tensor,
+    aim: _Aim,
+    pieces: list[slice],
+    start: Tensor,
+    solved: Tensor,
+    bias: Tensor | None,
+    penalty: float,
+) -> tuple[Tensor, Tensor | None]:
+    """One more refit, to outputs that a ReLU makes the same of."""
+    other = gram.with_outputs()
+    for piece in pieces:
+        inputs = layer.unfold(x[piece])
+        given = torch.bmm(inputs, solved.float()) + (0.0 if bias is None else bias.float().unsqueeze(1))
+        beside = 0.0 if aim.branch is None else layer.rows(aim.branch[piece])
+        other.add_outputs(inputs, auxiliary(layer.rows(aim.wanted[piece]), given + beside, penalty) - beside)
+    return other.solve(start, with_bias=bias is not None)
 
 
 def _pieces(layer: LinearLayer, num_samples: int, rows_per_sample: int) -> Iterator[slice]:
