@@ -29,21 +29,28 @@ GROUP = Group(
 )
 
 
-def by_loops(power):
-    sums = np.zeros(4)
+def by_loops(power, tensors=TENSORS):
+    read, grouped, made = np.zeros(4), np.zeros(4), np.zeros(4)
     for unit in range(4):
-        for index, value in np.ndenumerate(TENSORS["made"]):
-            sums[unit] += abs(float(value)) ** power * (index[0] == unit)
-        for index, value in np.ndenumerate(TENSORS["read"]):
-            sums[unit] += abs(float(value)) ** power * (UNITS["read"][index[1]] == unit)
-        for index, value in np.ndenumerate(TENSORS["grouped"]):
-            sums[unit] += abs(float(value)) ** power * (UNITS["grouped"][index[0] // 3][index[1]] == unit)
-    return sums
+        for index, value in np.ndenumerate(tensors["read"]):
+            read[unit] += abs(float(value)) ** power * (UNITS["read"][index[1]] == unit)
+        for index, value in np.ndenumerate(tensors["grouped"]):
+            grouped[unit] += abs(float(value)) ** power * (UNITS["grouped"][index[0] // 3][index[1]] == unit)
+        for index, value in np.ndenumerate(tensors["made"]):
+            made[unit] += abs(float(value)) ** power * (index[0] == unit)
+    return (read / read.mean() + grouped / grouped.mean()) * np.minimum(made / made.mean() / 0.05, 1)
 
 
 @pytest.mark.parametrize(("name", "want"), [("l1", by_loops(1)), ("l2", np.sqrt(by_loops(2)))])
-def test_scores_sum_over_all_that_goes_with_a_unit(name, want):
+def test_scores_sum_over_all_that_read_a_unit(name, want):
     np.testing.assert_allclose(CRITERIA.get(name)().scores(GROUP, TENSORS, RNG), want, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["l1", "l2"])
+def test_a_dead_unit_goes_first(name):
+    tensors = TENSORS | {"made": TENSORS["made"] * np.array([1, 1, 0, 1], np.float32)[:, None, None, None]}
+    scores = CRITERIA.get(name)().scores(GROUP, tensors, RNG)
+    assert scores[2] == 0 and (np.delete(scores, 2) > 0).all()
 
 
 def test_random_scores_follow_the_seed():

@@ -1,4 +1,4 @@
-"""L1 norm: Li et al. 2017, Pruning Filters for Efficient ConvNets (arXiv 1608.08710), over the whole group."""
+"""L1 norm: Li et al. 2017, Pruning Filters for Efficient ConvNets (arXiv 1608.08710), over the readers of a group."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from worker.compressor.pruning.criteria import CRITERIA, Criterion, power_sums
+from worker.compressor.pruning.criteria import CRITERIA, Criterion, reader_sums
 
 if TYPE_CHECKING:
     from worker.compressor.graph.channels import Group
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 @CRITERIA.register
 class L1(Criterion):
-    """`s_u = Σ |w|` over the weights of unit u."""
+    """`s_u = Σ |w|` over the weights that read unit u."""
 
     name = "l1"
-    help = "sum of the absolute weights that go with a channel"
+    help = "sum of the absolute weights that read a channel"
 
     def scores(self, group: Group, tensors: Mapping[str, np.ndarray], rng: np.random.Generator) -> np.ndarray:
         """See `Criterion.scores`."""
-        return power_sums(group, tensors, 1)
+        return reader_sums(group, tensors, 1)

@@ -1,4 +1,4 @@
-"""L2 norm of the group: Fang et al. 2023, DepGraph (arXiv 2301.12900)."""
+"""L2 norm over a coupled group (Fang et al. 2023, DepGraph, arXiv 2301.12900), of its readers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from worker.compressor.pruning.criteria import CRITERIA, Criterion, power_sums
+from worker.compressor.pruning.criteria import CRITERIA, Criterion, reader_sums
 
 if TYPE_CHECKING:
     from worker.compressor.graph.channels import Group
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 @CRITERIA.register
 class L2(Criterion):
-    """`s_u = sqrt(Σ w²)` over the weights of unit u."""
+    """`s_u = sqrt(Σ w²)` over the weights that read unit u."""
 
     name = "l2"
-    help = "root of the summed squares of the weights that go with a channel"
+    help = "root of the summed squares of the weights that read a channel"
 
     def scores(self, group: Group, tensors: Mapping[str, np.ndarray], rng: np.random.Generator) -> np.ndarray:
         """See `Criterion.scores`."""
-        return np.sqrt(power_sums(group, tensors, 2))
+        return np.sqrt(reader_sums(group, tensors, 2))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from worker.compressor.graph.network import Network, Node
 from worker.compressor.graph.operator import Call
-from worker.compressor.graph.operators.convolution import spatial_pads, torch_pads
+from worker.compressor.graph.padding import spatial_pads, torch_pads
 
 
 class LinearLayer(ABC):

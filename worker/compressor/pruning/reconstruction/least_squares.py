@@ -46,6 +46,13 @@ class Gram:
         self.outer += torch.bmm(inputs.transpose(1, 2), outputs).double()
         self.output_sum += outputs.sum(1, dtype=torch.float64)
 
+    def statistics(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance of each output of a map `[G, D, O]` over the rows, `[G · O]` each."""
+        weight, mean_in = weight.double(), (self.input_sum / self.num_rows).unsqueeze(1)
+        mean = (mean_in @ weight).reshape(-1)
+        squares = ((self.inner @ weight) * weight).sum(1).reshape(-1) / self.num_rows
+        return mean, (squares - mean.square()).clamp_min(0.0)
+
     def solve(self, weight: Tensor, *, with_bias: bool, ridge: float = RIDGE) -> tuple[Tensor, Tensor | None]:
         """New weights `[G, D, O]` near `weight`, and biases `[G, O]`, which no ridge holds back; float64."""
         inner, outer = self.inner, self.outer

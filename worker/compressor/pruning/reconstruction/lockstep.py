@@ -7,7 +7,7 @@ up. Only live tensors are held: the cost is one forward pass of each network and
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,15 +16,9 @@ from torch import Tensor
 
 from worker.compressor.graph.evaluation import Stepper
 from worker.compressor.graph.network import Network, Node
+from worker.compressor.pruning.reconstruction.fitting import MAX_INPUTS, Aim, fit
 from worker.compressor.pruning.reconstruction.layers import LinearLayer, linear_layer
-from worker.compressor.pruning.reconstruction.least_squares import Gram, solve_wide
-from worker.compressor.pruning.reconstruction.rectified import PENALTIES, auxiliary
-
-# Beyond this width a system of rows is smaller than one of inputs.
-MAX_INPUTS = 2048
-MAX_WIDE_ROWS = 2048
-PIECE_ELEMENTS = 16 << 20
-GRAM_OPERATIONS = 4e10
+from worker.compressor.pruning.reconstruction.tails import NormalisedTail, Tail
 
 
 @dataclass
@@ -55,19 +49,6 @@ def reconstruct(
             pass_.advance(node)
             progress((done + 1) / len(pass_.student.network.nodes))
     return pass_.student.network, pass_.repair
-
-
-@dataclass(frozen=True)
-class _Aim:
-    """What should come out: `wanted`, of which another branch gives `branch`; below zero it does not count if rectified."""
-
-    wanted: Tensor
-    branch: Tensor | None = None
-    is_rectified: bool = False
-
-    def own(self, piece: slice) -> Tensor:
-        """The layer's own part of it."""
-        return self.wanted[piece] if self.branch is None else self.wanted[piece] - self.branch[piece]
 
 
 class _Lockstep:
@@ -108,42 +89,64 @@ class _Lockstep:
         return None
 
     def _mend(self, node: Node, x: Tensor, target: Tensor) -> None:
-        weights = [name for name in node.inputs if name in self.student.network.tensors]
-        if any(self._uses[name] > 1 for name in weights):
+        if not self._is_alone(node):
             return
-        if self._batchnorm and node.op == "BatchNormalization":
+        if node.op == "BatchNormalization" and self._batchnorm and node.name not in self.repair.measured:
             self._measure(node, x)
         layer = linear_layer(node, self.student.network) if self._refit else None
         if layer is not None:
-            self._solve(layer, x, self._aim(node, layer, target))
+            tail = self._tail(layer)
+            for name, array in fit(tail, x, self._aim(tail, target)).items():
+                self.student.set_weight(name, array)
+            self.repair.refitted.append(node.name)
 
-    def _aim(self, node: Node, layer: LinearLayer, target: Tensor) -> _Aim:
-        """What the layer should give: where an Add or a ReLU is right behind, what counts is what comes out there."""
-        wanted, branch = _kept(target, layer, self.student.network), None
-        reader = self._only_reader(node)
-        if reader is not None and reader.op == "Add":
-            branch = self._branches(reader, node.outputs[0], layer, wanted)
-            if branch is None:
-                return _Aim(wanted)
-            wanted = wanted + branch[1]
-            readers = self._readers.get(reader.outputs[0], [])
-            is_rectified = bool(readers) and all(other.op == "Relu" for other in readers)
-            return _Aim(wanted, branch[0], is_rectified)
-        return _Aim(wanted, None, reader is not None and reader.op == "Relu")
+    def _is_alone(self, node: Node) -> bool:
+        """Whether no other node reads its weights."""
+        return all(self._uses[name] == 1 for name in node.inputs if name in self.student.network.tensors)
 
-    def _only_reader(self, node: Node) -> Node | None:
-        readers = self._readers.get(node.outputs[0], [])
-        return readers[0] if len(readers) == 1 and node.outputs[0] not in self._outputs else None
+    def _tail(self, layer: LinearLayer) -> Tail:
+        """The layer with the BatchNorm behind it, where that reads nothing else and has plain float32 vectors."""
+        network, norm = self.student.network, self._only_reader(layer.node.outputs[0])
+        if norm is None or norm.op != "BatchNormalization" or layer.num_inputs > MAX_INPUTS or not self._is_alone(norm):
+            return Tail(layer, network)
+        vectors = [network.tensors.get(name) for name in norm.inputs[1:5]]
+        if layer.channel_axis != 1 or any(vector is None or vector.dtype != np.float32 for vector in vectors):
+            return Tail(layer, network)
+        if self._batchnorm:
+            self.repair.measured.append(norm.name)
+        return NormalisedTail(layer, network, norm, self._batchnorm)
 
-    def _branches(self, add: Node, name: str, layer: LinearLayer, wanted: Tensor) -> tuple[Tensor, Tensor] | None:
+    def _aim(self, tail: Tail, output: Tensor) -> Aim:
+        """What should come out: where an Add or a ReLU is right behind, what counts is what comes out there."""
+        kept = _kept(tail.layer, self.student.network)
+        wanted = tail.target(_at(output, tail.layer, kept), self.teacher.network, kept)
+        reader = self._only_reader(tail.output)
+        if reader is None or reader.op != "Add":
+            return Aim(wanted, None, reader is not None and reader.op == "Relu")
+        branches = self._branches(reader, tail)
+        if branches is None or branches[0].shape != wanted.shape:
+            return Aim(wanted)
+        ours, theirs = branches
+        readers = self._readers.get(reader.outputs[0], [])
+        return Aim(wanted + theirs, ours, bool(readers) and all(other.op == "Relu" for other in readers))
+
+    def _only_reader(self, name: str) -> Node | None:
+        readers = self._readers.get(name, [])
+        return readers[0] if len(readers) == 1 and name not in self._outputs else None
+
+    def _branches(self, add: Node, tail: Tail) -> tuple[Tensor, Tensor] | None:
         """The other operand of an Add, ours and the original's, where both are computed already."""
-        other = next((operand for operand in add.inputs if operand != name), None)
+        other = next((operand for operand in add.inputs if operand != tail.output), None)
         if other is None or other not in self.student.env or other not in self.teacher.env:
             return None
         ours, theirs = self.student.env[other], self.teacher.env[other]
-        if not isinstance(ours, Tensor) or not isinstance(theirs, Tensor) or ours.shape != wanted.shape:
+        if not isinstance(ours, Tensor) or not isinstance(theirs, Tensor) or ours.ndim != theirs.ndim:
             return None
-        theirs = _kept(theirs, layer, self.student.network)
+        kept = _kept(tail.layer, self.student.network)
+        axis = tail.layer.channel_axis
+        if kept is not None and theirs.shape[axis] == ours.shape[axis]:
+            return None  # broadcast along the channels: it was not cut with them
+        theirs = _at(theirs, tail.layer, kept)
         return (ours, theirs) if theirs.shape == ours.shape else None
 
     def _measure(self, node: Node, x: Tensor) -> None:
@@ -155,64 +158,16 @@ class _Lockstep:
             self.student.set_weight(name, value.numpy().astype(dtype))
         self.repair.measured.append(node.name)
 
-    def _solve(self, layer: LinearLayer, x: Tensor, aim: _Aim) -> None:
-        start = layer.matrix(self.student.value(layer.weight))
-        with_bias = layer.bias is not None
-        rows_per_sample = max(1, aim.wanted[0].numel() // aim.wanted.shape[layer.channel_axis])
-        if layer.num_inputs > MAX_INPUTS:
-            some = slice(0, max(1, MAX_WIDE_ROWS // rows_per_sample))
-            solved, bias = solve_wide(layer.unfold(x[some]), layer.rows(aim.own(some)), start, with_bias=with_bias)
-        else:
-            pieces = list(_pieces(layer, len(x), rows_per_sample))
-            gram = Gram(*start.shape)
-            for piece in pieces:
-                gram.add(layer.unfold(x[piece]), layer.rows(aim.own(piece)))
-            solved, bias = gram.solve(start, with_bias=with_bias)
-            for penalty in PENALTIES if aim.is_rectified else ():
-                solved, bias = _again(layer, gram, x, aim, pieces, start, solved, bias, penalty)
-        self.student.set_weight(layer.weight, layer.stored(solved).float().contiguous().numpy())
-        if layer.bias is not None and bias is not None:
-            self.student.set_weight(layer.bias, bias.reshape(-1).float().numpy())
-        self.repair.refitted.append(layer.node.name)
 
-
-def _again(
-    layer: LinearLayer,
-    gram: Gram,
-    x: Tensor,
-    aim: _Aim,
-    pieces: list[slice],
-    start: Tensor,
-    solved: Tensor,
-    bias: Tensor | None,
-    penalty: float,
-) -> tuple[Tensor, Tensor | None]:
-    """One more refit, to outputs that a ReLU makes the same of."""
-    other = gram.with_outputs()
-    for piece in pieces:
-        inputs = layer.unfold(x[piece])
-        given = torch.bmm(inputs, solved.float()) + (0.0 if bias is None else bias.float().unsqueeze(1))
-        beside = 0.0 if aim.branch is None else layer.rows(aim.branch[piece])
-        other.add_outputs(inputs, auxiliary(layer.rows(aim.wanted[piece]), given + beside, penalty) - beside)
-    return other.solve(start, with_bias=bias is not None)
-
-
-def _pieces(layer: LinearLayer, num_samples: int, rows_per_sample: int) -> Iterator[slice]:
-    """Slices over the samples, short enough to unfold; beyond some number of rows another changes only the time."""
-    enough = GRAM_OPERATIONS / (layer.num_inputs**2 * layer.num_groups * rows_per_sample)
-    num_samples = min(num_samples, max(32, int(enough)))
-    step = max(1, PIECE_ELEMENTS // (rows_per_sample * layer.num_groups * layer.num_inputs))
-    for at in range(0, num_samples, step):
-        yield slice(at, min(at + step, num_samples))
-
-
-def _kept(output: Tensor, layer: LinearLayer, network: Network) -> Tensor:
-    """The original's output at the channels that the cut layer still has."""
+def _kept(layer: LinearLayer, network: Network) -> np.ndarray | None:
+    """The original's output channels that the cut layer still has; None for all."""
     origin = network.origins[layer.weight]
     kept = origin.kept.get(layer.output_axis)
-    if kept is None:
-        return output
-    if kept.ndim == 2:  # equal parts of axis 0, each with its own indices
+    if kept is not None and kept.ndim == 2:  # equal parts of axis 0, each with its own indices
         part = origin.shape[0] // len(kept)
         kept = (kept + np.arange(len(kept))[:, None] * part).reshape(-1)
-    return output.index_select(layer.channel_axis, torch.from_numpy(np.ascontiguousarray(kept, np.int64)))
+    return None if kept is None else np.ascontiguousarray(kept, np.int64)
+
+
+def _at(output: Tensor, layer: LinearLayer, kept: np.ndarray | None) -> Tensor:
+    return output if kept is None else output.index_select(layer.channel_axis, torch.from_numpy(kept))

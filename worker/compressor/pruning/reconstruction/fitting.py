@@ -1,0 +1,79 @@
+"""Fitting one layer of the cut network to what should come out of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from worker.compressor.pruning.reconstruction.layers import LinearLayer
+from worker.compressor.pruning.reconstruction.least_squares import Gram, solve_wide
+from worker.compressor.pruning.reconstruction.rectified import PENALTIES, auxiliary
+from worker.compressor.pruning.reconstruction.tails import Tail, Weights
+
+# Beyond this width a system of rows is smaller than one of inputs.
+MAX_INPUTS = 2048
+MAX_WIDE_ROWS = 2048
+PIECE_ELEMENTS = 16 << 20
+GRAM_OPERATIONS = 4e10
+
+
+@dataclass(frozen=True)
+class Aim:
+    """What should come out: `wanted`, of which another branch gives `branch`; below zero it does not count if rectified."""
+
+    wanted: Tensor
+    branch: Tensor | None = None
+    is_rectified: bool = False
+
+    def own(self, piece: slice) -> Tensor:
+        """The layer's own part of it."""
+        return self.wanted[piece] if self.branch is None else self.wanted[piece] - self.branch[piece]
+
+
+def fit(tail: Tail, x: Tensor, aim: Aim) -> Weights:
+    """The tensors with which the layer (and its BatchNorm) gives `aim` from `x` as nearly as it can."""
+    layer, start = tail.layer, tail.start()
+    rows_per_sample = max(1, aim.wanted[0].numel() // aim.wanted.shape[layer.channel_axis])
+    if layer.num_inputs > MAX_INPUTS:
+        some = slice(0, max(1, MAX_WIDE_ROWS // rows_per_sample))
+        solved, bias = solve_wide(layer.unfold(x[some]), layer.rows(aim.own(some)), start, with_bias=tail.has_bias)
+        return tail.weights(solved, bias, None)
+    pieces = list(_pieces(layer, len(x), rows_per_sample))
+    gram = Gram(*start.shape)
+    for piece in pieces:
+        gram.add(layer.unfold(x[piece]), layer.rows(aim.own(piece)))
+    solved, bias = gram.solve(start, with_bias=tail.has_bias)
+    for penalty in PENALTIES if aim.is_rectified else ():
+        again = gram.with_outputs()
+        for piece in pieces:
+            _add_auxiliary(again, layer, x[piece], aim, piece, (solved, bias), penalty)
+        solved, bias = again.solve(start, with_bias=tail.has_bias)
+    return tail.weights(solved, bias, gram)
+
+
+def _add_auxiliary(
+    gram: Gram,
+    layer: LinearLayer,
+    x: Tensor,
+    aim: Aim,
+    piece: slice,
+    fitted: tuple[Tensor, Tensor | None],
+    penalty: float,
+) -> None:
+    """Outputs that a ReLU makes the same of, nearer to what the layer can give."""
+    inputs, (solved, bias) = layer.unfold(x), fitted
+    given = torch.bmm(inputs, solved.float()) + (0.0 if bias is None else bias.float().unsqueeze(1))
+    beside = 0.0 if aim.branch is None else layer.rows(aim.branch[piece])
+    gram.add_outputs(inputs, auxiliary(layer.rows(aim.wanted[piece]), given + beside, penalty) - beside)
+
+
+def _pieces(layer: LinearLayer, num_samples: int, rows_per_sample: int) -> Iterator[slice]:
+    """Slices over the samples, short enough to unfold; beyond some number of rows another changes only the time."""
+    enough = GRAM_OPERATIONS / (layer.num_inputs**2 * layer.num_groups * rows_per_sample)
+    num_samples = min(num_samples, max(32, int(enough)))
+    step = max(1, PIECE_ELEMENTS // (rows_per_sample * layer.num_groups * layer.num_inputs))
+    for at in range(0, num_samples, step):
+        yield slice(at, min(at + step, num_samples))
