@@ -16,7 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from worker.compressor.graph.evaluation import Facts
-from worker.compressor.graph.labels import Layer, Role
+from worker.compressor.graph.labels import Role
+from worker.compressor.graph.layer import Layer
 
 
 @dataclass(frozen=True)

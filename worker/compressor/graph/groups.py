@@ -9,7 +9,7 @@ import numpy as np
 from worker.compressor.graph.counts import sources_of_constants, weights_of
 from worker.compressor.graph.grouping import Analysis, Group, Home, Slice
 from worker.compressor.graph.labelling import Labelling, Mark
-from worker.compressor.graph.labels import Layer
+from worker.compressor.graph.layer import Layer
 
 _ALONE = "all its channels depend on each other"
 _EMPTY = "a part of a split would be left without channels"
@@ -52,7 +52,17 @@ class _Conclusion:
         groups = [(number, members, blocks) for number, (members, blocks) in enumerate(found)]
         for number, members, _ in groups:
             group_of[members], unit_of[members] = number, np.arange(len(members))
-        made = tuple(self._group(number, len(members), blocks, group_of, unit_of) for number, members, blocks in groups)
+        slices, layers = self._slices(group_of, unit_of)
+        made = tuple(
+            Group(
+                number,
+                len(members),
+                tuple(slices.get(number, {}).values()),
+                tuple(layers.get(number, {})),
+                blocks=blocks if len(blocks) else None,
+            )
+            for number, members, blocks in groups
+        )
         homes: dict[str, list[Home]] = {}
         for home in self.evidence.homes:
             homes.setdefault(home.tensor, []).append(Home(home.tensor, home.axis, self.classes[home.labels]))
@@ -169,23 +179,25 @@ class _Conclusion:
                 return None
         return np.array([cells[keys[label]] for label in members])
 
-    def _group(
-        self, number: int, num_units: int, blocks: np.ndarray, group_of: np.ndarray, unit_of: np.ndarray
-    ) -> Group:
-        slices: dict[tuple[str, str, int, str], Slice] = {}
-        names = []
+    def _slices(
+        self, group_of: np.ndarray, unit_of: np.ndarray
+    ) -> tuple[dict[int, dict[tuple[str, str, int, str], Slice]], dict[int, dict[str, None]]]:
+        """For each group its slices, and the names of the layers that produce it, both in graph order."""
+        slices: dict[int, dict[tuple[str, str, int, str], Slice]] = {}
+        layers: dict[int, dict[str, None]] = {}
         homes = _homes_by_label(self.evidence.homes, self.num)
         for mark in self.evidence.marks:
             for home in _touched(mark, homes, self.evidence.homes):
                 classes = self.classes[home.labels]
-                units = np.where(group_of[classes] == number, unit_of[classes], -1)
+                owners = group_of[classes]
                 key = (home.tensor, mark.node.name, home.axis, mark.role)
-                if (units >= 0).any() and key not in slices:
-                    slices[key] = Slice(home.tensor, mark.node.name, home.axis, units, mark.role)
+                for number in np.unique(owners[owners >= 0]).tolist():
+                    units = np.where(owners == number, unit_of[classes], -1)
+                    piece = Slice(home.tensor, mark.node.name, home.axis, units, mark.role)
+                    slices.setdefault(number, {}).setdefault(key, piece)
                     if mark.role == "produces":
-                        names.append(mark.node.name)
-        layers = tuple(dict.fromkeys(names))
-        return Group(number, num_units, tuple(slices.values()), layers, blocks=blocks if len(blocks) else None)
+                        layers.setdefault(number, {})[mark.node.name] = None
+        return slices, layers
 
     def _kept_because(self, group_of: np.ndarray) -> dict[str, str]:
         """A reason for each layer with weights none of whose outputs can be cut."""

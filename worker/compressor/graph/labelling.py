@@ -9,7 +9,8 @@ import numpy as np
 
 from worker.compressor.graph.evaluation import Facts
 from worker.compressor.graph.grouping import Home
-from worker.compressor.graph.labels import Labels, Layer, Role
+from worker.compressor.graph.labels import Labels, Role
+from worker.compressor.graph.layer import Layer
 from worker.compressor.graph.network import Network, Node
 
 
@@ -49,6 +50,10 @@ class Labelling(Labels):
     def pin_output(self, labels: np.ndarray, name: str) -> None:
         """The channels of a model output have to stay."""
         self._pin(labels, f"it writes the model output '{name}'")
+
+    def refuse(self, classes: np.ndarray, why: str) -> None:
+        """These classes have to stay after all."""
+        self._pin(classes, why)
 
     def _own(self, name: str, axis: int) -> np.ndarray:
         return self._fresh(name, axis, 1).reshape(-1)

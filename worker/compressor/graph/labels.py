@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -20,50 +19,12 @@ import torch
 
 from worker.compressor.graph.counts import is_float
 from worker.compressor.graph.evaluation import Facts, as_tensor, evaluate
+from worker.compressor.graph.layer import Layer, layer_along, raised
 from worker.compressor.graph.network import Network, Node
 from worker.compressor.graph.operator import operator_of
 from worker.compressor.graph.walk import Place
 
 Role = Literal["produces", "follows", "consumes"]
-
-
-@dataclass(frozen=True)
-class Layer:
-    """Labels along some axes of a value: `array` has its rank, and length 1 off `axes`.
-
-    `narrows` is the axis that gets shorter when labels go: of [groups, channels / groups] the second, wherever a
-    transpose puts it. None: the last of `axes`.
-    """
-
-    array: np.ndarray
-    axes: tuple[int, ...]
-    narrows: int | None = None
-
-    @property
-    def narrowed(self) -> int:
-        """The axis that gets shorter."""
-        return self.axes[-1] if self.narrows is None else self.narrows
-
-    def rows(self) -> np.ndarray:
-        """The labels as (blocks, positions): each block must lose the same number."""
-        return np.moveaxis(self.array, self.narrowed, -1).reshape(-1, self.array.shape[self.narrowed])
-
-    @property
-    def is_line(self) -> bool:
-        """Whether the labels lie along one axis."""
-        return len(self.axes) == 1
-
-    def line(self) -> np.ndarray:
-        """The labels along the only axis."""
-        assert self.is_line
-        return self.array.reshape(-1)
-
-
-def layer_along(labels: np.ndarray, axis: int, rank: int) -> Layer:
-    """A layer of these labels along one axis of a value of that rank."""
-    shape = [1] * rank
-    shape[axis] = len(labels)
-    return Layer(labels.reshape(shape), (axis % rank,))
 
 
 class Labels(ABC):
@@ -217,7 +178,7 @@ class Labels(ABC):
                 self._label_all(name)
         found: list[Layer] = []
         for name in names:
-            for layer in (_raise(layer, rank) for layer in self._layers(name)):
+            for layer in (raised(layer, rank) for layer in self._layers(name)):
                 found = self._merge(found, layer)
         for name in names:
             for layer in found:
@@ -385,7 +346,7 @@ class Labels(ABC):
         """What another input has at the places of a layer: the same labels, entries of a constant, or nothing."""
         shape = (1,) * (rank - len(self.shape(name))) + self.shape(name)
         axes = [axis for axis in layer.axes if shape[axis] > 1]
-        if not axes or any(set(layer.axes) & set(_raise(own, rank).axes) for own in self._layers(name)):
+        if not axes or any(set(layer.axes) & set(raised(own, rank).axes) for own in self._layers(name)):
             return
         if name not in self.network.tensors:
             self._pin(layer.array, f"{node.op} '{node.name}' combines them with '{name}', which is not narrowed")
@@ -394,12 +355,3 @@ class Labels(ABC):
             line = self._settled(layer, off=set(layer.axes) - {axis}).line()
             own = self._align(name, axis - (rank - self.network.tensors[name].ndim), line)
             self._mark(node, "follows", own)
-
-
-def _raise(layer: Layer, rank: int) -> Layer:
-    """The layer in a value of higher rank, axes aligned at the end as in broadcasting."""
-    more = rank - layer.array.ndim
-    if more == 0:
-        return layer
-    narrows = None if layer.narrows is None else layer.narrows + more
-    return Layer(layer.array.reshape((1,) * more + layer.array.shape), tuple(a + more for a in layer.axes), narrows)

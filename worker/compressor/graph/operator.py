@@ -134,7 +134,11 @@ class CutView(Protocol):
         ...
 
     def numbers(self, node: Node, slot: int) -> list[int] | None:
-        """The known numbers of an input, as they come out in the cut network without rewriting."""
+        """The known numbers of an input before the cut."""
+        ...
+
+    def numbers_now(self, node: Node, slot: int) -> list[int] | None:
+        """The known numbers of an input as the cut network computes them without rewriting."""
         ...
 
     def positions(self, name: str, axis: int, chosen: Sequence[int]) -> list[int]:

@@ -18,7 +18,8 @@ from worker.compressor.errors import GraphError
 from worker.compressor.graph.cost import shrinkings
 from worker.compressor.graph.evaluation import as_tensor, evaluate
 from worker.compressor.graph.grouping import Analysis
-from worker.compressor.graph.labels import Labels, Layer, Role
+from worker.compressor.graph.labels import Labels, Role
+from worker.compressor.graph.layer import Layer
 from worker.compressor.graph.network import Network, Node
 from worker.compressor.graph.operator import Rewrites, operator_of
 
@@ -69,11 +70,11 @@ class Replay(Labels):
             shape[shrinking.axis] -= shrinking.lost(self._kept)
         return tuple(shape)
 
-    def numbers(self, node: Node, slot: int) -> list[int] | None:
+    def numbers_now(self, node: Node, slot: int) -> list[int] | None:
         """The known numbers of an input as the cut network computes them."""
         if slot < len(node.inputs) and node.inputs[slot] in self._numbers:
             return [int(number) for number in self._numbers[node.inputs[slot]].reshape(-1).tolist()]
-        return super().numbers(node, slot)
+        return self.numbers(node, slot)
 
     def lines(self, name: str) -> list[tuple[int, np.ndarray]]:
         """Per narrowed axis of a value the uncut positions that are left, in the order in which they lie now."""
@@ -168,13 +169,12 @@ class Replay(Labels):
             if isinstance(place, str):
                 attributes[place] = _filled(numbers, list(node.attributes.get(place, [])))
                 continue
-            values = _filled(numbers, super().numbers(node, place) or [])
+            values = _filled(numbers, self.numbers_now(node, place) or [])
             inputs.extend([""] * (place + 1 - len(inputs)))
             shape = self.facts.shapes[inputs[place]] if inputs[place] else (len(values),)
             inputs[place] = f"{node.outputs[0]}:{place}"
             env[inputs[place]] = np.array(values, np.int64).reshape(shape if len(shape) == 0 else -1)
-        if "split" in attributes or node.op == "Split":
-            attributes.pop("num_outputs", None)
+        attributes.pop("num_outputs", None)  # of Split: the sizes say it now
         return dataclasses.replace(node, attributes=attributes, inputs=tuple(inputs)), env
 
     def _passed(self, node: Node) -> None:

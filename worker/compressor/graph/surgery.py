@@ -65,8 +65,9 @@ def cut(network: Network, analysis: Analysis, kept: Mapping[int, Sequence[int] |
     for name, takes in _by_tensor(replay).items():
         smaller.tensors[name] = take(network.tensors[name], takes)
         smaller.origins[name] = _composed(network.origins[name], takes, consumed.get(name, frozenset()))
+    nodes = {node.outputs[0].name: node for node in smaller.graph}
     for output, rewrites in replay.rewrites.items():
-        _rewrite(smaller, output, rewrites)
+        _rewrite(smaller, nodes[output], rewrites)
     smaller.remove_unused()
     _check_shapes(smaller, analysis, replay)
     groups = [
@@ -168,9 +169,8 @@ def _composed(origin: Origin, takes: Mapping[int, np.ndarray], consumed: frozens
     return Origin(origin.source, origin.shape, origin.nodes, kept, origin.zero | (consumed & takes.keys()))
 
 
-def _rewrite(network: Network, output: str, rewrites: Rewrites) -> None:
+def _rewrite(network: Network, node: ir.Node, rewrites: Rewrites) -> None:
     """Give a node its own shape inputs: constants where all numbers are known, else the computed ones under a mask."""
-    node = next(node for node in network.graph if node.outputs[0].name == output)
     for place, numbers in rewrites.items():
         if isinstance(place, str):
             node.attributes[place] = _attribute(node, place, numbers)
@@ -178,8 +178,8 @@ def _rewrite(network: Network, output: str, rewrites: Rewrites) -> None:
         if place >= len(node.inputs):
             node.resize_inputs(place + 1)
         node.replace_input_with(place, _numbers(network, node, place, numbers))
-    if node.op_type == "Split":
-        node.attributes.pop("num_outputs", None)
+    if node.op_type == "Split" and rewrites:
+        node.attributes.pop("num_outputs", None)  # the sizes say it now
 
 
 def _attribute(node: ir.Node, name: str, numbers: Sequence[int | None]) -> ir.Attr:
@@ -194,11 +194,12 @@ def _attribute(node: ir.Node, name: str, numbers: Sequence[int | None]) -> ir.At
 def _numbers(network: Network, node: ir.Node, slot: int, numbers: Sequence[int | None]) -> ir.Value:
     old, name = node.inputs[slot], f"{node.outputs[0].name}.shape"
     array = None if old is None else network.tensors.get(old.name or "")
-    if array is not None or all(number is not None for number in numbers):
-        before = numbers if array is None else array.reshape(-1).tolist()
-        whole = np.array([b if n is None else n for n, b in zip(numbers, before, strict=True)], np.int64)
-        like = whole if array is None else whole.reshape(array.shape).astype(array.dtype)
-        return network.add_tensor(name, like)
+    if all(number is not None for number in numbers):
+        return network.add_tensor(name, np.array(numbers, np.int64 if array is None else array.dtype))
+    if array is not None:
+        before = array.reshape(-1).tolist()
+        whole = [b if number is None else number for number, b in zip(numbers, before, strict=True)]
+        return network.add_tensor(name, np.array(whole, array.dtype).reshape(array.shape))
     assert old is not None
     return _computed(network, node, old, name, numbers)
 

@@ -160,7 +160,24 @@ class Sequence(nn.Module):
         return torch.log_softmax(self.c(x).mean(1), -1), torch.sigmoid(self.d(x))
 
 
-ALL = [Plain, Residual, Dense, Separable, Shuffle, Nhwc, Shared, Sequence]
+class Permuted(nn.Module):
+    """Channels picked in another order, split in equal chunks, reshaped by computed sizes."""
+
+    shape = (3, 6, 6)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 12, 3), nn.Conv2d(6, 5, 1), nn.Conv2d(6, 4, 1)
+        self.head = nn.Linear(9 * 16, 3)
+        self.register_buffer("order", torch.tensor([3, 1, 4, 11, 5, 9, 2, 6, 8, 7, 10, 0]))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        left, right = torch.index_select(functional.relu(self.a(x)), 1, self.order).chunk(2, 1)
+        x = torch.cat([self.b(left), self.c(right)], 1)
+        return self.head(functional.selu(x).reshape(x.size(0), x.size(1) * x.size(2) * x.size(3)))
+
+
+ALL = [Permuted, Plain, Residual, Dense, Separable, Shuffle, Nhwc, Shared, Sequence]
 
 
 def build(kind: type[nn.Module], seed: int = 0) -> nn.Module:

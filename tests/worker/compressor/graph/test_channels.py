@@ -45,6 +45,11 @@ class TestGroups:
         assert shuffled.num_units == 24 and np.bincount(shuffled.blocks).tolist() == [6, 6, 6, 6]
         assert np.bincount(groups[("/b/Conv",)].blocks).tolist() == [8, 8]
 
+    def test_picked_and_split_channels_stay_independent(self, tmp_path):
+        network, _ = nets.load(nets.Permuted, tmp_path)
+        # one channel stays in each half of the split
+        assert sizes(network) == {("/a/Conv",): 10, ("/b/Conv",): 5, ("/c/Conv",): 4}
+
     def test_flatten_repeats_a_channel_for_each_position(self, tmp_path):
         for kind in (nets.Plain, nets.Nhwc):
             network, _ = nets.load(kind, tmp_path)

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from worker.compressor.graph.network import Node
 from worker.compressor.graph.operator import Call, Operator, register
-from worker.compressor.graph.operators.convolution import spatial_pads, symmetric, torch_pads
+from worker.compressor.graph.padding import spatial_pads, symmetric, torch_pads
 from worker.compressor.graph.walk import Walk
 
 _MAX = {1: functional.max_pool1d, 2: functional.max_pool2d, 3: functional.max_pool3d}

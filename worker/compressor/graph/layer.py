@@ -1,0 +1,55 @@
+"""One layer of channel labels on a value; see `labels`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Labels along some axes of a value: `array` has its rank, and length 1 off `axes`.
+
+    `narrows` is the axis that gets shorter when labels go: of [groups, channels / groups] the second, wherever a
+    transpose puts it. None: the last of `axes`.
+    """
+
+    array: np.ndarray
+    axes: tuple[int, ...]
+    narrows: int | None = None
+
+    @property
+    def narrowed(self) -> int:
+        """The axis that gets shorter."""
+        return self.axes[-1] if self.narrows is None else self.narrows
+
+    def rows(self) -> np.ndarray:
+        """The labels as (blocks, positions): each block must lose the same number."""
+        return np.moveaxis(self.array, self.narrowed, -1).reshape(-1, self.array.shape[self.narrowed])
+
+    @property
+    def is_line(self) -> bool:
+        """Whether the labels lie along one axis."""
+        return len(self.axes) == 1
+
+    def line(self) -> np.ndarray:
+        """The labels along the only axis."""
+        assert self.is_line
+        return self.array.reshape(-1)
+
+
+def layer_along(labels: np.ndarray, axis: int, rank: int) -> Layer:
+    """A layer of these labels along one axis of a value of that rank."""
+    shape = [1] * rank
+    shape[axis] = len(labels)
+    return Layer(labels.reshape(shape), (axis % rank,))
+
+
+def raised(layer: Layer, rank: int) -> Layer:
+    """The layer in a value of higher rank, axes aligned at the end as in broadcasting."""
+    more = rank - layer.array.ndim
+    if more == 0:
+        return layer
+    narrows = None if layer.narrows is None else layer.narrows + more
+    return Layer(layer.array.reshape((1,) * more + layer.array.shape), tuple(a + more for a in layer.axes), narrows)
