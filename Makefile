@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # Idle OpenMP threads that spin starve a second torch process on the same cores.
 export OMP_WAIT_POLICY := PASSIVE
+# onnxruntime reports to its makers unless told not to.
+export ORT_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
 

@@ -9,6 +9,7 @@ import pytest
 
 # Set before torch is imported anywhere: two torch processes whose idle threads spin starve each other.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _SERVICES = re.compile(r"redis|postgres", re.IGNORECASE)
 

@@ -65,10 +65,11 @@ def read_task(session: Session, claim: Claim) -> Task:
     for row, noun in ((model, "model"), (dataset, "data set")):
         _check_upload(row, noun)
     spec = job.spec
-    if asked := _asked(spec):
+    if job.asked_spec is not None:
         facts = DatasetFacts(dataset.fields or []) if dataset else None
+        asked = Spec.model_validate(job.asked_spec)
         spec = complete_spec(asked, ModelFacts(model.format, model.inputs), facts).as_json()
-        session.execute(update(JobRow).where(*claim.holds()).values(spec=spec))
+        session.execute(update(JobRow).where(*claim.holds()).values(spec=spec, asked_spec=None))
     return Task(claim, model, dataset, spec)
 
 
@@ -79,18 +80,6 @@ def _check_upload(row: ModelRow | DatasetRow | None, noun: str) -> None:
         raise NotRunnable({**row.error, "detail": f"the {noun} was rejected: {row.error['detail']}"})
     detail = f"the {noun} is not there any more"
     raise NotRunnable(stored_error("not_found", detail, error_class="user", hint="upload it again"))
-
-
-def _asked(stored: dict[str, Any]) -> Spec | None:
-    """The spec as it was asked for, from the stored form of a job that came before its uploads were inspected; None for
-    one that is complete. What equals its default counts as not asked for: the stored form does not tell them apart.
-    """
-    spec = Spec.model_validate(stored)
-    if spec.as_json() != stored:
-        return spec
-    if all(stored[key] for key in ("inputs", "task", "outputs")):
-        return None
-    return Spec.model_validate(spec.model_dump(mode="json", exclude_defaults=True))
 
 
 def fill_folder(folder: WorkFolder, task: Task, settings: Settings, storage: Storage) -> None:

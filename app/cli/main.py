@@ -75,6 +75,7 @@ def _serve(settings: Settings, _: argparse.Namespace) -> None:
 def _api(settings: Settings, parsed: argparse.Namespace) -> None:
     import uvicorn
 
+    from app.api.protocol import BoundedHeadProtocol
     from app.cli.listening import listen
     from app.main import create_app
 
@@ -89,7 +90,12 @@ def _api(settings: Settings, parsed: argparse.Namespace) -> None:
     listener = listen(settings.host, settings.port) if parsed.fd is None else socket.socket(fileno=parsed.fd)
     application = create_app(settings)
     config = uvicorn.Config(
-        application, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=3
+        application,
+        http=BoundedHeadProtocol,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=3,
     )
     Server(config).run(sockets=[listener])
 

@@ -40,7 +40,9 @@ def queue_positions(session: Session, rows: Sequence[JobRow]) -> dict[str, int]:
     if not queued:
         return {}
     last = max(queued, key=lambda row: (row.created_at, row.id))
-    is_older = or_(JobRow.created_at < last.created_at, and_(JobRow.created_at == last.created_at, JobRow.id <= last.id))
+    is_older = or_(
+        JobRow.created_at < last.created_at, and_(JobRow.created_at == last.created_at, JobRow.id <= last.id)
+    )
     in_queue = (JobRow.tenant == TENANT, JobRow.status == "queued", is_older)
     if len(queued) == 1:
         return {last.id: session.scalar(select(func.count()).where(*in_queue)) or 0}

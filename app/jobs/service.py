@@ -57,9 +57,11 @@ def create_job(session: Session, order: JobOrder, model: ModelRow, dataset: Data
         if upload is not None and upload.status == "rejected":
             why = (upload.error or {}).get("detail", "it was rejected")
             raise Conflict(f"the {noun} was rejected: {why}", code=f"{noun}_not_ready", hint=f"send another {noun}")
+    completed = _completed(order.spec, model, dataset)
     row = JobRow(
         id=new_id("job"), tenant=TENANT, status="queued", name=order.name, labels=order.metadata or {},
-        model_id=model.id, dataset_id=dataset.id if dataset else None, spec=_completed(order.spec, model, dataset),
+        model_id=model.id, dataset_id=dataset.id if dataset else None, spec=(completed or order.spec).as_json(),
+        asked_spec=None if completed else order.spec.as_asked(),
     )  # fmt: skip
     session.add(row)
     session.flush()
@@ -137,16 +139,16 @@ def _change(session: Session, job_id: str, expected: str, **values: Any) -> bool
     return session.execute(statement.values(**values).returning(JobRow.id)).first() is not None
 
 
-def _completed(spec: Spec, model: ModelRow, dataset: DatasetRow | None) -> dict[str, Any]:
-    """The spec to store: completed where inspection has told what there is, else checked as far as can be."""
+def _completed(spec: Spec, model: ModelRow, dataset: DatasetRow | None) -> Spec | None:
+    """The completed spec where inspection has told what there is; None, and checked as far as can be, where not yet."""
     has_no_signature = model.format == "torchscript" and not model.signature
     is_model_known = model.status == "ready" or has_no_signature
     facts = ModelFacts(model.format, model.inputs if model.status == "ready" else None)
     if dataset is None:
         if is_model_known:
-            return complete_spec(spec, facts, None).as_json()
+            return complete_spec(spec, facts, None)
         # Whatever the inputs turn out to be, a step that needs data has none: the answer does not have to wait.
         complete_spec(spec, ModelFacts(model.format, [{"name": "x", "dtype": "float32", "shape": ["batch"]}]), None)
     elif is_model_known and dataset.status == "ready":
-        return complete_spec(spec, facts, DatasetFacts(dataset.fields or [])).as_json()
-    return spec.as_json()
+        return complete_spec(spec, facts, DatasetFacts(dataset.fields or []))
+    return None

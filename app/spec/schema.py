@@ -219,6 +219,10 @@ class Spec(SpecModel):
         """The preprocessing of one input."""
         return self.preprocess.get(name) if isinstance(self.preprocess, dict) else self.preprocess
 
+    def as_asked(self) -> dict[str, Any]:
+        """Only what was asked for, so that reading it again tells a wish from a default."""
+        return self.model_dump(mode="json", exclude_unset=True)
+
     def as_json(self) -> dict[str, Any]:
         """The spec with its defaults, without the keys of a step that are not set."""
         spec = self.model_dump(mode="json")

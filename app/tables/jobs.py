@@ -43,6 +43,8 @@ class JobRow(Leased, Base):
     model_id: Mapped[str] = mapped_column(ForeignKey("models.id"), index=True)
     dataset_id: Mapped[str | None] = mapped_column(ForeignKey("datasets.id"), index=True)
     spec: Mapped[dict[str, Any]]
+    #: What the client asked for, while `spec` cannot be completed: its uploads are being inspected. Else null.
+    asked_spec: Mapped[dict[str, Any] | None]
     stage: Mapped[str | None] = mapped_column(String(64))
     progress: Mapped[float] = mapped_column(default=0.0)
     eta_seconds: Mapped[float | None]

@@ -117,6 +117,7 @@ def _create_jobs() -> None:
         sa.Column("model_id", sa.String(40), sa.ForeignKey("models.id"), nullable=False, index=True),
         sa.Column("dataset_id", sa.String(40), sa.ForeignKey("datasets.id"), index=True),
         sa.Column("spec", _JSON, nullable=False),
+        sa.Column("asked_spec", _JSON, nullable=True),
         sa.Column("stage", sa.String(64)),
         sa.Column("progress", sa.Double, nullable=False),
         sa.Column("eta_seconds", sa.Double),

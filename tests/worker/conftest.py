@@ -14,6 +14,7 @@ from sqlalchemy import create_engine, select, text, update
 from app.db.migrate import upgrade
 from app.ids import new_id
 from app.settings import Settings
+from app.spec.reading import read_spec
 from app.tables import ArtifactRow, AttemptRow, EventRow, JobRow, ModelRow
 from worker.lease import table_of
 from worker.node import Node
@@ -120,7 +121,8 @@ class World:
             id=new_id("job"),
             model_id=model_id,
             dataset_id=dataset_id,
-            spec=spec or {"version": 1},
+            spec=read_spec(spec or {}).as_json(),
+            asked_spec=spec or {"version": 1},
             status="queued",
             **values,
         )

@@ -235,6 +235,16 @@ class TestUploads:
         run_item(node, job_id)
         assert (world.row(job_id).status, world.row(job_id).error["code"]) == ("failed", "signature_needed")
 
+    @pytest.mark.parametrize(("loss", "status"), [({}, "succeeded"), ({"hard": 0.3}, "failed")])
+    def test_a_wish_is_told_from_a_default(self, node, world, loss, status):
+        fields = [{"name": "x", "dtype": "float32", "shape": [10, 4]}]
+        dataset_id = world.upload("data", "ready", kind=DatasetRow, file_format="npz", fields=fields)
+        job_id = world.job(spec={"steps": [{"distill": {"loss": loss}}]}, dataset_id=dataset_id)
+        run_item(node, job_id)
+        row = world.row(job_id)
+        assert row.status == status, row.error
+        assert status == "succeeded" or row.error["code"] == "labels_needed"
+
 
 def _command_lines():
     found = []
