@@ -45,7 +45,7 @@ def _failing(network: Network, analysis: Analysis) -> list[Group]:
     if _is_possible(network, analysis, analysis.groups):
         return []
     sound: list[Group] = []
-    failing = []
+    failing: list[Group] = []
     for group in analysis.groups:
         (sound if _is_possible(network, analysis, [*sound, group]) else failing).append(group)
     return failing
