@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
+from torch import Tensor, where
 
+from worker.compressor.graph.evaluation import as_tensor
 from worker.compressor.graph.network import Network, Node
 from worker.compressor.pruning.reconstruction.layers import LinearLayer
 from worker.compressor.pruning.reconstruction.least_squares import Gram
@@ -36,7 +36,7 @@ class Tail:
 
     def start(self) -> Tensor:
         """The map as it is, `[G, D, O]`."""
-        return self.layer.matrix(torch.from_numpy(self.tensors[self.layer.weight]))
+        return self.layer.matrix(as_tensor(self.tensors[self.layer.weight]))
 
     def target(self, output: Tensor, original: Network, kept: np.ndarray | None) -> Tensor:
         """From the original layer's output (at the kept channels) to what the map should give."""
@@ -60,7 +60,7 @@ class NormalisedTail(Tail):
         slopes, _ = self._line(network, None)
         # A channel that BatchNorm switches off has no slope to divide by; it gets that of its neighbours.
         usual = slopes.abs().median().clamp_min(1e-6)
-        self._slopes = torch.where(slopes.abs() < 1e-3 * usual, usual, slopes)
+        self._slopes = where(slopes.abs() < 1e-3 * usual, usual, slopes)
 
     @property
     def has_bias(self) -> bool:
@@ -82,9 +82,9 @@ class NormalisedTail(Tail):
         assert bias is not None and gram is not None
         plain = solved / self._grouped(self._slopes)
         own = self.layer.bias
-        offset = 0.0 if own is None else torch.from_numpy(self.tensors[own]).double()
+        offset = 0.0 if own is None else as_tensor(self.tensors[own]).double()
         scale_name, bias_name, mean_name, variance_name = self._norm.inputs[1:5]
-        mean, variance = (torch.from_numpy(self.tensors[name]).double() for name in (mean_name, variance_name))
+        mean, variance = (as_tensor(self.tensors[name]).double() for name in (mean_name, variance_name))
         if self._measure:
             mean, variance = gram.statistics(plain)
             mean = mean + offset
@@ -100,7 +100,7 @@ class NormalisedTail(Tail):
     def _line(self, network: Network, kept: np.ndarray | None) -> tuple[Tensor, Tensor]:
         """Slope and offset of the BatchNorm in inference, in float64."""
         arrays = [network.tensors[name] for name in self._norm.inputs[1:5]]
-        scale, bias, mean, variance = (torch.from_numpy(a if kept is None else a[kept]).double() for a in arrays)
+        scale, bias, mean, variance = (as_tensor(a if kept is None else a[kept]).double() for a in arrays)
         slope = scale / (variance + float(self._norm.attributes.get("epsilon", 1e-5))).sqrt()
         return slope, bias - slope * mean
 
