@@ -26,9 +26,10 @@ class Checkpoints:
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
 
-    def training(self, step: int) -> Path | None:
-        """Where the training of a step keeps its own state."""
-        return None if self._folder is None else self._folder / f"training-{step}.pt"
+    def training(self, step: int, inserted: bool) -> Path | None:
+        """Where the training of a step keeps its own state; `inserted` is with BatchNorm put in."""
+        name = f"training-{step}-normalised.pt" if inserted else f"training-{step}.pt"
+        return None if self._folder is None else self._folder / name
 
     def save(self, step: int, network: Network, state: dict[str, Any]) -> None:
         """Record that the steps up to `step` are done. `state` is JSON-ready."""

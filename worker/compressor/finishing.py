@@ -13,9 +13,7 @@ import numpy as np
 from worker.compressor.data.dataset import Rows
 from worker.compressor.errors import CompressorError, ExportError, OutputCollapsed, TargetUnreachable
 from worker.compressor.evaluation.isolated import ask
-from worker.compressor.evaluation.judge import module_runner
 from worker.compressor.graph.counts import Counts, count
-from worker.compressor.graph.executor import to_module
 from worker.compressor.graph.exporters.onnx import write_onnx
 from worker.compressor.graph.exporters.torchscript import write_torchscript
 from worker.compressor.inspection import gzip_bytes
@@ -169,8 +167,7 @@ def _verdict(job: Job, checked: dict[str, Any], result: dict[str, Any]) -> Compr
 def _keep_reference(job: Job, path: Path) -> None:
     """Inputs and what the network in memory makes of them: what the files must reproduce."""
     feeds = _first_rows(job.data.test, PARITY_ROWS)
-    module = to_module(job.network, trainable=False).eval().to(job.context.device)
-    outputs = module_runner(module, job.context.device)(feeds)
+    outputs = job.runner(job.network)(feeds)
     arrays = {f"input{i:04d}": feed for i, feed in enumerate(feeds)} | {
         f"output{i:04d}": o for i, o in enumerate(outputs)
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,13 @@ from worker.compressor.checkpoints import Checkpoints
 from worker.compressor.context import Context
 from worker.compressor.data.dataset import Dataset, Rows
 from worker.compressor.errors import InputMismatch, NothingToCompress
-from worker.compressor.evaluation.judge import Judge
+from worker.compressor.evaluation.judge import Judge, module_runner
 from worker.compressor.evaluation.original import Original
 from worker.compressor.evaluation.reopened import job_dataset
 from worker.compressor.evaluation.runtime import OnnxRunner
+from worker.compressor.graph.batch import free_batch, has_free_batch
 from worker.compressor.graph.counts import Counts, count
+from worker.compressor.graph.executor import to_module
 from worker.compressor.graph.importers import load_graph
 from worker.compressor.graph.network import Network
 
@@ -33,7 +36,6 @@ class Proven:
     kept: list[dict[str, list[int]]] = field(default_factory=list)
     kept_because: dict[str, str] = field(default_factory=dict)
     inexact: list[dict[str, Any]] = field(default_factory=list)
-    errors: list[float] = field(default_factory=list)
 
 
 @dataclass
@@ -58,6 +60,24 @@ class Job:
     def task(self) -> str:
         """The task as completed from the data."""
         return self.context.spec.task or "none"
+
+    def view(self, network: Network) -> Network | None:
+        """The network with a free batch, its tensors under their own names; None where its batch is fixed for good."""
+        return network if has_free_batch(network) else free_batch(network)
+
+    def runner(self, network: Network) -> Callable[[tuple[np.ndarray, ...]], tuple[np.ndarray, ...]]:
+        """The network in inference on numpy batches: all rows at once, or one by one where its batch is fixed."""
+        view = self.view(network)
+        module = to_module(view or network, trainable=False).eval().to(self.context.device)
+        run = module_runner(module, self.context.device)
+        if view is not None:
+            return run
+
+        def run_each(feeds: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
+            rows = [run(tuple(feed[i : i + 1] for feed in feeds)) for i in range(len(feeds[0]))]
+            return tuple(np.concatenate(column) for column in zip(*rows, strict=True))
+
+        return run_each
 
     def judge(self) -> Judge:
         """What chooses between networks on the way."""

@@ -5,14 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
+from torch.fx import GraphModule
 
 from app.spec.schema import Distill, Finetune, Prune
 from worker.compressor.distillation.objective import Objective, output_kind
 from worker.compressor.distillation.students import STUDENTS
 from worker.compressor.distillation.trainer import Hooks, Plan, Trained, Trainer
-from worker.compressor.evaluation.judge import Score, module_runner
+from worker.compressor.errors import CompressorError
+from worker.compressor.graph.batch import has_free_batch
 from worker.compressor.graph.batchnorm import fold_batchnorm, insert_batchnorm
+from worker.compressor.graph.evaluation import observe
 from worker.compressor.graph.executor import to_module, write_back
 from worker.compressor.graph.network import Network
 from worker.compressor.graph.proof import prove
@@ -23,6 +25,9 @@ from worker.compressor.pruning.structures import STRUCTURES
 
 PROOF_SAMPLES = 16
 KIND_SAMPLES = 256
+# Streams of the job's randomness beside those of the steps.
+_PROOF, _RECOVERY, _STATISTICS = 50, 60, 80
+TEACHER_SHARE = 0.1
 
 
 def prune(job: Job, step: int, options: Prune) -> None:
@@ -41,20 +46,16 @@ def prune(job: Job, step: int, options: Prune) -> None:
         choice = structure.choose(job.network, job.shapes, options, ceilings, context.rng(step))
         context.progress(0.4)
         made = cut(job.network, choice.analysis, choice.kept)
-        proof = prove(job.network, made, choice.analysis, job.feeds(job.data.val, PROOF_SAMPLES, 50))
+        num_samples = PROOF_SAMPLES if has_free_batch(job.network) else 1
+        proof = prove(job.network, made, choice.analysis, job.feeds(job.data.val, num_samples, _PROOF))
         if proof.vacuous:
             context.warn("the proof of the cut says nothing: the removed channels do not matter on these samples")
         job.network = made.network
         job.proven.kept.append({str(group): units.tolist() for group, units in choice.kept.items()})
         job.proven.kept_because.update(choice.kept_because)
         job.proven.inexact += made.inexact
-        job.proven.errors.append(float(proof.error))
-        stage.metrics |= {
-            "proof_error": float(proof.error),
-            "proof_control": float(proof.control),
-            "vacuous": proof.vacuous,
-        }
-        context.metric("proof_error", step, float(proof.error))
+        stage.metrics |= {"proof_error": proof.error, "proof_control": proof.control, "vacuous": proof.vacuous}
+        context.metric("proof_error", step, proof.error)
 
 
 def recover(job: Job, step: int, options: Prune) -> None:
@@ -63,59 +64,51 @@ def recover(job: Job, step: int, options: Prune) -> None:
     with context.stage("recover") as stage:
         recovery = options.recovery
         assert recovery != "none"
+        original, network = job.view(job.original), job.view(job.network)
         if not job.has_data:
             context.warn("there is no data set, so the cut network was not repaired: recovery needs samples")
             return
-        feeds = job.feeds(job.data.train, _affordable(job, recovery.samples), 60 + step)
-        mended, repair = reconstruct(
-            job.original,
-            job.network,
-            feeds,
-            refit=recovery.refit,
-            batchnorm=recovery.batchnorm,
-            progress=context.progress,
+        if original is None or network is None:
+            context.warn("the network takes one sample at a time and cannot be freed from it, so it was not repaired")
+            return
+        feeds = job.feeds(job.data.train, _affordable(job, recovery.samples), _RECOVERY + step)
+        fitted, repair = reconstruct(
+            original, network, feeds, refit=recovery.refit, batchnorm=recovery.batchnorm, progress=context.progress
         )
-        judge = job.judge()
-        before, after = (
-            judge(module_runner(_frozen(job, network), context.device)) for network in (job.network, mended)
-        )
-        stage.metrics |= {
-            "samples": len(next(iter(feeds.values()))), "refitted": len(repair.refitted), "measured": len(repair.measured),
-            "before": before.as_dict(), "after": after.as_dict(),
-        }  # fmt: skip
+        mended, judge = _with_tensors(job.network, fitted), job.judge()
+        before, after = judge(job.runner(job.network)), judge(job.runner(mended))
+        stage.metrics |= {"samples": len(next(iter(feeds.values())))}
+        stage.metrics |= {"refitted": len(repair.refitted), "measured": len(repair.measured)}
+        stage.metrics |= {"before": before.as_dict(), "after": after.as_dict()}
         context.metric(after.name, step, abs(after.value))
         if after > before:
             job.network = mended
         else:
-            context.warn(
-                "recovery did not make the cut network better on the validation rows, so its weights stayed as cut"
-            )
+            context.warn("recovery did not make the cut network better on the validation rows, so it stayed as cut")
 
 
 def train(job: Job, step: int, options: Distill | Finetune) -> None:
-    """Distill from the original, or fine-tune on labels; the network is never worse for it."""
-    context = job.context
-    name = "distill" if isinstance(options, Distill) else "finetune"
+    """Distill from the original, or fine-tune on labels; the network is never worse for it.
+
+    Raises:
+        CompressorError: `fixed_batch` where the network cannot be trained on batches.
+    """
+    context, name = job.context, options.__class__.__name__.lower()
     with context.stage(name) as stage:
-        network = (
-            STUDENTS.get(options.student)().build(job.network, job.original)
-            if isinstance(options, Distill)
-            else job.network.copy()
-        )
-        if options.batch_size > len(job.data.train):
-            context.warn(
-                f"batch_size {options.batch_size} is more than the {len(job.data.train)} training rows, and was clipped"
-            )
+        start = job.network.copy()
         if isinstance(options, Distill):
-            job.answers.learn(job.data.train, lambda share: context.progress(0.1 * share))
-        modes = {"auto": [False, True], "keep": [False], "insert": [True]}[options.normalisation]
-        for with_batchnorm in modes:
-            trained, made = _train_once(job, step, options, network, with_batchnorm)
+            start = STUDENTS.get(options.student)().build(job.network, job.original)
+            job.answers.learn(job.data.train, lambda share: context.progress(TEACHER_SHARE * share))
+            job.answers.save()
+        if options.batch_size > len(job.data.train):
+            rows = len(job.data.train)
+            context.warn(f"batch_size {options.batch_size} is more than the {rows} training rows, and was clipped")
+        for insert in {"auto": (False, True), "keep": (False,), "insert": (True,)}[options.normalisation]:
+            trained, made = _train_once(job, step, options, start, insert)
             if trained.diverged is None:
                 break
-            context.warn(
-                f"training {'with' if with_batchnorm else 'without'} normalisation was given up: {trained.diverged}"
-            )
+            how = "with" if insert else "without"
+            context.warn(f"training {how} added normalisation was given up: {trained.diverged}")
         stage.metrics |= _told(trained)
         if trained.best_epoch > 0:
             job.network = made
@@ -126,16 +119,19 @@ def train(job: Job, step: int, options: Distill | Finetune) -> None:
 def _train_once(
     job: Job, step: int, options: Distill | Finetune, start: Network, insert: bool
 ) -> tuple[Trained, Network]:
-    context, network = job.context, start.copy()
-    inserted = insert and not any(node.op == "BatchNormalization" for node in network.nodes)
-    if inserted:
-        network = insert_batchnorm(network, job.feeds(job.data.train, KIND_SAMPLES, 70))
-    module = to_module(network)
+    """Train a copy of `start`; `insert` puts BatchNorm in where there is none and folds it back at the end."""
+    context, view = job.context, job.view(start)
+    if view is None:
+        detail = "the network takes one sample at a time and cannot be freed from it, so it cannot be trained"
+        raise CompressorError(detail, code="fixed_batch", hint="export it with a free batch axis", error_class="user")
+    if insert:
+        view = insert_batchnorm(view, job.feeds(job.data.train, KIND_SAMPLES, _STATISTICS))
+    module = to_module(view)
 
-    def taken(source: torch.nn.Module) -> Network:
-        result = network.copy()
-        write_back(result, source)  # type: ignore[arg-type]
-        return fold_batchnorm(result) if inserted else result
+    def taken(source: GraphModule) -> Network:
+        result = view.copy()
+        write_back(result, source)
+        return _with_tensors(start, fold_batchnorm(result) if insert else result)
 
     trainer = Trainer(
         module,
@@ -145,15 +141,24 @@ def _train_once(
         job.judge(),
         Plan(options.epochs, options.batch_size, options.optimizer, context.spec.seed, step),
         Hooks(
-            lambda share: context.progress(0.1 + 0.9 * share),
+            lambda share: context.progress(TEACHER_SHARE + (1 - TEACHER_SHARE) * share),
             context.metric,
-            lambda m: job.checkpoints.keep_best(taken(m)),
+            lambda improved: job.checkpoints.keep_best(taken(improved)),
             context.check,
         ),
         context.device,
     )
-    trained = trainer.train(None if inserted else job.checkpoints.training(step))
+    trained = trainer.train(job.checkpoints.training(step, insert))
     return trained, taken(module)
+
+
+def _with_tensors(network: Network, source: Network) -> Network:
+    """A copy of `network` with the weights of a view of it: the user's own batch axis stays as it is."""
+    if has_free_batch(network):
+        return source
+    result = network.copy()
+    result.tensors |= {name: source.tensors[name] for name in result.tensors if name in source.tensors}
+    return result
 
 
 def _objective(job: Job, options: Distill | Finetune) -> Objective:
@@ -165,25 +170,17 @@ def _objective(job: Job, options: Distill | Finetune) -> Objective:
 
 
 def _affordable(job: Job, samples: int) -> int:
-    """As many samples as two networks' widest activations leave room for in a gigabyte."""
-    from worker.compressor.graph.evaluation import observe
-
+    """As many samples as the widest activations of two networks leave room for in a gigabyte."""
     shapes = observe(job.original, job.shapes).shapes
-    widest = max(int(np.prod(shapes[name])) for node in job.original.nodes for name in node.outputs if name in shapes)
+    names = [name for node in job.original.nodes for name in node.outputs if name in shapes]
+    widest = max(int(np.prod(shapes[name])) for name in names)
     return max(16, min(samples, (1 << 30) // (widest * 4 * 8)))
 
 
-def _frozen(job: Job, network: Network) -> torch.nn.Module:
-    return to_module(network, trainable=False).eval().to(job.context.device)
-
-
 def _told(trained: Trained) -> dict[str, Any]:
-    def score(one: Score) -> dict[str, float]:
-        return one.as_dict()
-
     return {
-        "start": score(trained.start),
-        "best": score(trained.best),
+        "start": trained.start.as_dict(),
+        "best": trained.best.as_dict(),
         "best_epoch": trained.best_epoch,
         "losses": trained.losses,
     }

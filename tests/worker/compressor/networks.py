@@ -78,6 +78,18 @@ def export(net, folder, name="net"):
     torch.jit.script(net).save(str(folder / f"{name}.pt"))
 
 
+def export_fixed(net, folder, name="fixed"):
+    """The network as `name.onnx` that takes one sample at a time."""
+    torch.onnx.export(
+        net,
+        (torch.zeros(1, 1, 8, 8),),
+        str(folder / f"{name}.onnx"),
+        dynamo=False,
+        input_names=["image"],
+        opset_version=13,
+    )
+
+
 def sha256(path):
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 

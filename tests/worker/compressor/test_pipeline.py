@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -12,6 +13,7 @@ from tests.worker.compressor.networks import (
     Attempt,
     compressed,
     export,
+    export_fixed,
     inspected,
     pictures,
     sha256,
@@ -32,6 +34,7 @@ def files(tmp_path_factory):
     with torch.no_grad():
         leaning.fc2.bias[0] += 4  # few units cannot outweigh it
     export(leaning, folder, "leaning")
+    export_fixed(trained(), folder)
     (x, y), (xt, yt) = pictures(400, 1), pictures(120, 2)
     np.savez(folder / "labelled.npz", x_train=x, y_train=y, x_test=xt, y_test=yt)
     np.savez(folder / "unlabelled.npz", x_train=x, x_test=xt)
@@ -102,7 +105,7 @@ class TestSuccess:
     def test_events_tell_progress_and_metrics(self, files, tmp_path):
         attempt, _ = compressed(tmp_path, files / "net.onnx", files / "labelled.npz", SPEC)
         progress = [event["progress"] for event in attempt.events if event["kind"] == "progress"]
-        assert progress == sorted(progress) and 0 <= progress[0] and progress[-1] <= 1
+        assert progress == sorted(progress) and progress[0] >= 0 and progress[-1] <= 1
         metrics = [event for event in attempt.events if event["kind"] == "metric"]
         assert {"name", "step", "stage", "value"} <= metrics[0].keys()
 
@@ -132,7 +135,7 @@ class TestSuccess:
         assert "accuracy" not in outcome["result"]["compressed"] and outcome["result"]["compressed"]["agreement"] > 0.8
 
     def test_without_data_there_is_proof_and_no_recovery(self, files, tmp_path):
-        attempt, outcome = compressed(tmp_path, files / "net.onnx", None, {"steps": [PRUNE]})
+        _, outcome = compressed(tmp_path, files / "net.onnx", None, {"steps": [PRUNE]})
         assert outcome["status"] == "succeeded", outcome
         assert any("recovery needs samples" in warning for warning in outcome["warnings"])
         assert outcome["result"]["parity"]["onnx"] < 1e-4
@@ -146,6 +149,28 @@ class TestSuccess:
             result["compressed"]["agreement"] is None
             and result["compressed"]["rmse"] < 2 * result["baseline"]["rmse"] + 0.1
         )
+
+    def test_a_network_of_one_sample_at_a_time_is_trained_on_batches(self, files, tmp_path):
+        steps = [PRUNE, {"distill": {"epochs": 1, "batch_size": 40}}]
+        spec = SPEC | {"steps": steps, "outputs": ["onnx", "torchscript"]}
+        attempt, outcome = compressed(tmp_path, files / "fixed.onnx", files / "labelled.npz", spec)
+        assert outcome["status"] == "succeeded", outcome
+        session = onnxruntime.InferenceSession(str(artifact(attempt, "model.onnx")), providers=["CPUExecutionProvider"])
+        assert session.get_inputs()[0].shape == [1, 1, 8, 8]
+        assert outcome["result"]["compressed"]["accuracy"] > 0.8 and max(outcome["result"]["parity"].values()) < 1e-4
+        assert [row["batch"] for row in outcome["result"]["compressed"]["latency_ms"]] == [1]
+
+    def test_normalisation_is_put_in_and_folded_back(self, files, tmp_path):
+        steps = [PRUNE, {"distill": {"epochs": 2, "batch_size": 40, "normalisation": "insert"}}]
+        attempt, outcome = compressed(tmp_path, files / "net.onnx", files / "labelled.npz", SPEC | {"steps": steps})
+        assert outcome["status"] == "succeeded", outcome
+        assert {node.op_type for node in onnx.load(artifact(attempt, "model.onnx")).graph.node} <= {
+            "Conv",
+            "Relu",
+            "Add",
+            "Flatten",
+            "Gemm",
+        }
 
     def test_two_cuts_in_turn_refer_to_the_upload(self, files, tmp_path):
         steps = [{"prune": {"target": {"macs": "70%"}}}, {"prune": {"target": {"macs": "40%"}, "scope": "layer"}}]
@@ -236,9 +261,7 @@ class TestInterruption:
 
     def test_the_originals_answers_are_found_by_the_next_job(self, files, tmp_path):
         cache = tmp_path / "cache.npz"
-        first, _ = compressed(
-            tmp_path / "a", files / "net.onnx", files / "labelled.npz", SPEC, baseline_cache=str(cache)
-        )
+        compressed(tmp_path / "a", files / "net.onnx", files / "labelled.npz", SPEC, baseline_cache=str(cache))
         assert cache.exists()
         _, outcome = compressed(
             tmp_path / "b", files / "net.onnx", files / "labelled.npz", SPEC, baseline_cache=str(cache)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 
 from app.spec.schema import Optimizer
 from worker.compressor.data.dataset import Rows
@@ -49,7 +50,7 @@ class Hooks:
 
     progress: Callable[[float], None]
     metric: Callable[[str, int, float], None]
-    improved: Callable[[nn.Module], None]
+    improved: Callable[[GraphModule], None]
     check: Callable[[], None]
 
 
@@ -69,7 +70,7 @@ class Trainer:
 
     def __init__(
         self,
-        module: nn.Module,
+        module: GraphModule,
         rows: Rows,
         original: Original,
         objective: Objective,
@@ -203,7 +204,7 @@ def _weights(module: nn.Module) -> dict[str, Tensor]:
     return deepcopy({name: value.detach() for name, value in module.state_dict().items()})
 
 
-def _fast_layout(module: nn.Module, device: torch.device) -> nn.Module:
+def _fast_layout(module: GraphModule, device: torch.device) -> GraphModule:
     """Pictures channel by channel for every pixel: convolutions train 1.2 times faster on a CPU."""
     return module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
