@@ -8,8 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import ValidationError
+
 from app.errors import FieldError, Unprocessable
 from app.spec.fields import FieldsMismatch, Roles, assign_roles, base_names, split_name
+from app.spec.reading import field_errors
 from app.spec.schema import Spec
 
 
@@ -49,7 +52,10 @@ def complete_spec(spec: Spec, model: ModelFacts, dataset: DatasetFacts | None) -
     plain["inputs"] = signature
     plain["task"] = spec.task or _task_of(labels)
     plain["outputs"] = plain["outputs"] or [model.format]
-    return Spec.model_validate(plain)
+    try:
+        return Spec.model_validate(plain)
+    except ValidationError as error:  # what a file says of its inputs can be stranger than a spec may be
+        raise Unprocessable.of(field_errors(error, plain, Spec, "/spec")) from None
 
 
 def _asks_for_data(spec: Spec) -> list[FieldError]:

@@ -87,3 +87,7 @@ class TestCompleteSpec:
 
     def test_without_signature_and_data_one_is_asked_for(self) -> None:
         assert rejected(None, model=ModelFacts("torchscript", None)).code == "signature_needed"
+
+    def test_a_file_with_stranger_inputs_than_a_spec_may_have_is_no_mistake_of_ours(self) -> None:
+        model = ModelFacts("onnx", [{"name": "n" * 300, "dtype": "float32", "shape": ["batch", 4]}])
+        assert rejected({}, model=model).errors[0].pointer == "/spec/inputs/0/name"

@@ -19,7 +19,7 @@ def describe(network: Network, sizes: Mapping[str, int] | None = None) -> dict[s
     shapes = shapes_at(network, sizes)
     counts = count(network, shapes)
     return {
-        "inputs": [_port(port) for port in network.inputs],
+        "inputs": [_port(port, network.sample_shapes[port.name]) for port in network.inputs],
         "outputs": [_port(port) for port in network.outputs],
         "opset": network.opset,
         "num_params": counts.num_params,
@@ -77,5 +77,12 @@ def _shapes(network: Network, analysis: Analysis, node: Node) -> dict[str, Any]:
     }
 
 
-def _port(port: Port) -> dict[str, Any]:
-    return {"name": port.name, "dtype": port.dtype, "shape": list(port.shape)}
+def _port(port: Port, tried: tuple[int, ...] = ()) -> dict[str, Any]:
+    """A port whose free axes all have names: files may leave them nameless, or (inputs) tell no shape at all."""
+    shape = port.shape or (None,) * len(tried)
+    names = ["batch" if axis == 0 else f"dim_{axis}" for axis in range(len(shape))]
+    return {
+        "name": port.name,
+        "dtype": port.dtype,
+        "shape": [name if size is None else size for size, name in zip(shape, names, strict=True)],
+    }
