@@ -11,17 +11,17 @@ from app.spec.schema import Distill, Finetune, Prune
 from worker.compressor.distillation.objective import Objective, output_kind
 from worker.compressor.distillation.students import STUDENTS
 from worker.compressor.distillation.trainer import Hooks, Plan, Trained, Trainer
-from worker.compressor.errors import CompressorError
+from worker.compressor.errors import CompressorError, GraphError
 from worker.compressor.graph.batch import has_free_batch
 from worker.compressor.graph.batchnorm import fold_batchnorm, insert_batchnorm
 from worker.compressor.graph.evaluation import observe
 from worker.compressor.graph.executor import to_module, write_back
 from worker.compressor.graph.network import Network
-from worker.compressor.graph.proof import prove
-from worker.compressor.graph.surgery import cut
-from worker.compressor.job import Job
+from worker.compressor.graph.proof import Proof, prove
+from worker.compressor.graph.surgery import Cut, cut
+from worker.compressor.job import Feeds, Job
 from worker.compressor.pruning.reconstruction.lockstep import reconstruct
-from worker.compressor.pruning.structures import STRUCTURES
+from worker.compressor.pruning.structures import STRUCTURES, Choice
 
 PROOF_SAMPLES = 16
 KIND_SAMPLES = 256
@@ -42,12 +42,7 @@ def prune(job: Job, step: int, options: Prune) -> None:
         whole = {"macs": job.counts.macs, "params": job.counts.num_params}
         given = {"macs": options.target.macs, "params": options.target.params}
         ceilings = {name: target.resolve(whole[name]) for name, target in given.items() if target is not None}
-        structure = STRUCTURES.get(options.structure)()
-        choice = structure.choose(job.network, job.shapes, options, ceilings, context.rng(step))
-        context.progress(0.4)
-        made = cut(job.network, choice.analysis, choice.kept)
-        num_samples = PROOF_SAMPLES if has_free_batch(job.network) else 1
-        proof = prove(job.network, made, choice.analysis, job.feeds(job.data.val, num_samples, _PROOF))
+        choice, made, proof = _proven_cut(job, step, options, ceilings)
         if proof.vacuous:
             context.warn("the proof of the cut says nothing: the removed channels do not matter on these samples")
         job.network = made.network
@@ -56,6 +51,36 @@ def prune(job: Job, step: int, options: Prune) -> None:
         job.proven.inexact += made.inexact
         stage.metrics |= {"proof_error": proof.error, "proof_control": proof.control, "vacuous": proof.vacuous}
         context.metric("proof_error", step, proof.error)
+
+
+def _proven_cut(job: Job, step: int, options: Prune, ceilings: dict[str, int]) -> tuple[Choice, Cut, Proof]:
+    """A cut that meets the ceilings and passes the proof; groups that fail it stay whole, and others make up for them."""
+    feeds = job.feeds(job.data.val, PROOF_SAMPLES if has_free_batch(job.network) else 1, _PROOF)
+    structure, refused = STRUCTURES.get(options.structure)(), dict[int, str]()
+    while True:
+        rng = job.context.rng(step)
+        choice = structure.choose(job.network, job.shapes, options, ceilings, rng, refused)
+        try:
+            made = cut(job.network, choice.analysis, choice.kept)
+            return choice, made, prove(job.network, made, choice.analysis, feeds)
+        except GraphError as error:
+            failing = [group for group in choice.kept if not _is_exact_alone(job, choice, group, feeds)]
+            if not failing:
+                raise
+            refused |= dict.fromkeys(failing, "the cut network would not compute what the original does without it")
+            for group in failing:
+                layers = ", ".join(choice.analysis.groups[group].layers[:4])
+                job.context.warn(
+                    f"the channels of {layers} stay whole, because cutting them failed its proof: {error.detail}"
+                )
+
+
+def _is_exact_alone(job: Job, choice: Choice, group: int, feeds: Feeds) -> bool:
+    try:
+        prove(job.network, cut(job.network, choice.analysis, {group: choice.kept[group]}), choice.analysis, feeds)
+    except GraphError:
+        return False
+    return True
 
 
 def recover(job: Job, step: int, options: Prune) -> None:
@@ -183,4 +208,5 @@ def _told(trained: Trained) -> dict[str, Any]:
         "best": trained.best.as_dict(),
         "best_epoch": trained.best_epoch,
         "losses": trained.losses,
+        "precision": trained.precision,
     }

@@ -23,6 +23,7 @@ from app.spec.schema import Optimizer
 from worker.compressor.data.dataset import Rows
 from worker.compressor.distillation.objective import Objective
 from worker.compressor.distillation.optimizers import OPTIMIZERS
+from worker.compressor.distillation.precision import training_precision
 from worker.compressor.distillation.schedule import learning_rate
 from worker.compressor.evaluation.judge import Score, module_runner
 from worker.compressor.evaluation.original import Original
@@ -62,6 +63,7 @@ class Trained:
     start: Score
     best_epoch: int
     losses: list[float] = field(default_factory=list)
+    precision: str = "float32"
     diverged: str | None = None
 
 
@@ -87,6 +89,7 @@ class Trainer:
         self._parameters = [p for p in module.parameters() if p.requires_grad]
         kind = OPTIMIZERS.get(plan.optimizer.name)()
         self._optimizer = kind.build(self._parameters, plan.optimizer.lr, plan.optimizer.weight_decay)
+        self._precision = training_precision(module, device)
         self._told = 0.0
 
     def train(self, checkpoint: Path | None) -> Trained:
@@ -101,6 +104,7 @@ class Trainer:
                 self._save(checkpoint, state)
         self.module.load_state_dict(state.best)
         self.module.eval()
+        state.trained.precision = str(self._precision).removeprefix("torch.")
         return state.trained
 
     def _epoch(self, state: _State) -> None:
@@ -132,7 +136,8 @@ class Trainer:
         for group in self._optimizer.param_groups:
             total = self._plan.epochs * self._steps_per_epoch
             group["lr"] = learning_rate(step, total, self._plan.optimizer.lr, self._plan.optimizer.schedule)
-        outputs = self.module(*(_input(feed, self._device) for feed in feeds))
+        with torch.autocast(self._device.type, self._precision, enabled=self._precision is not torch.float32):
+            outputs = self.module(*(_input(feed, self._device) for feed in feeds))
         loss = self._objective(
             outputs,
             tuple(torch.from_numpy(np.ascontiguousarray(t)).to(self._device) for t in taught),

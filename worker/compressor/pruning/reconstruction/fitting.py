@@ -17,6 +17,7 @@ from worker.compressor.pruning.reconstruction.tails import Tail, Weights
 MAX_INPUTS = 2048
 MAX_WIDE_ROWS = 2048
 PIECE_ELEMENTS = 16 << 20
+KEPT_ELEMENTS = 64 << 20
 GRAM_OPERATIONS = 4e10
 
 
@@ -41,39 +42,48 @@ def fit(tail: Tail, x: Tensor, aim: Aim) -> Weights:
         some = slice(0, max(1, MAX_WIDE_ROWS // rows_per_sample))
         solved, bias = solve_wide(layer.unfold(x[some]), layer.rows(aim.own(some)), start, with_bias=tail.has_bias)
         return tail.weights(solved, bias, None)
-    pieces = list(_pieces(layer, len(x), rows_per_sample))
+    pieces = _Pieces(layer, x, rows_per_sample, keep=aim.is_rectified)
     gram = Gram(*start.shape)
-    for piece in pieces:
-        gram.add(layer.unfold(x[piece]), layer.rows(aim.own(piece)))
+    for piece, inputs in pieces:
+        gram.add(inputs, layer.rows(aim.own(piece)))
     solved, bias = gram.solve(start, with_bias=tail.has_bias)
     for penalty in PENALTIES if aim.is_rectified else ():
         again = gram.with_outputs()
-        for piece in pieces:
-            _add_auxiliary(again, layer, x[piece], aim, piece, (solved, bias), penalty)
+        for piece, inputs in pieces:
+            again.add_outputs(inputs, _auxiliary_outputs(layer, inputs, aim, piece, (solved, bias), penalty))
         solved, bias = again.solve(start, with_bias=tail.has_bias)
     return tail.weights(solved, bias, gram)
 
 
-def _add_auxiliary(
-    gram: Gram,
-    layer: LinearLayer,
-    x: Tensor,
-    aim: Aim,
-    piece: slice,
-    fitted: tuple[Tensor, Tensor | None],
-    penalty: float,
-) -> None:
+def _auxiliary_outputs(
+    layer: LinearLayer, inputs: Tensor, aim: Aim, piece: slice, fitted: tuple[Tensor, Tensor | None], penalty: float
+) -> Tensor:
     """Outputs that a ReLU makes the same of, nearer to what the layer can give."""
-    inputs, (solved, bias) = layer.unfold(x), fitted
+    solved, bias = fitted
     given = torch.bmm(inputs, solved.float()) + (0.0 if bias is None else bias.float().unsqueeze(1))
     beside = 0.0 if aim.branch is None else layer.rows(aim.branch[piece])
-    gram.add_outputs(inputs, auxiliary(layer.rows(aim.wanted[piece]), given + beside, penalty) - beside)
+    return auxiliary(layer.rows(aim.wanted[piece]), given + beside, penalty) - beside
 
 
-def _pieces(layer: LinearLayer, num_samples: int, rows_per_sample: int) -> Iterator[slice]:
-    """Slices over the samples, short enough to unfold; beyond some number of rows another changes only the time."""
-    enough = GRAM_OPERATIONS / (layer.num_inputs**2 * layer.num_groups * rows_per_sample)
-    num_samples = min(num_samples, max(32, int(enough)))
-    step = max(1, PIECE_ELEMENTS // (rows_per_sample * layer.num_groups * layer.num_inputs))
-    for at in range(0, num_samples, step):
-        yield slice(at, min(at + step, num_samples))
+class _Pieces:
+    """Slices over the samples with their unfolded inputs, short enough to hold; `keep` unfolds them once if they fit."""
+
+    def __init__(self, layer: LinearLayer, x: Tensor, rows_per_sample: int, *, keep: bool) -> None:
+        # Beyond so many rows another one changes only the time.
+        enough = GRAM_OPERATIONS / (layer.num_inputs**2 * layer.num_groups * rows_per_sample)
+        num_samples = min(len(x), max(32, int(enough)))
+        per_sample = rows_per_sample * layer.num_groups * layer.num_inputs
+        step = max(1, PIECE_ELEMENTS // per_sample)
+        self._layer, self._x = layer, x
+        self._slices = [slice(at, min(at + step, num_samples)) for at in range(0, num_samples, step)]
+        self._kept: list[Tensor] | None = [] if keep and num_samples * per_sample <= KEPT_ELEMENTS else None
+
+    def __iter__(self) -> Iterator[tuple[slice, Tensor]]:
+        if self._kept:
+            yield from zip(self._slices, self._kept, strict=True)
+            return
+        for piece in self._slices:
+            inputs = self._layer.unfold(self._x[piece])
+            if self._kept is not None:
+                self._kept.append(inputs)
+            yield piece, inputs

@@ -34,9 +34,17 @@ class Structure(Described, ABC):
 
     @abstractmethod
     def choose(
-        self, network: Network, shapes: Shapes, prune: Prune, ceilings: Mapping[str, int], rng: np.random.Generator
+        self,
+        network: Network,
+        shapes: Shapes,
+        prune: Prune,
+        ceilings: Mapping[str, int],
+        rng: np.random.Generator,
+        refused: Mapping[int, str],
     ) -> Choice:
         """What to keep of `network`; `ceilings` are counts (`macs`, `params`) that the result may not exceed.
+
+        `refused` names groups that stay whole, and why.
 
         Raises:
             TargetUnreachable: where no choice meets the ceilings.

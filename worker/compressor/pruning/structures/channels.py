@@ -29,7 +29,13 @@ class Channels(Structure):
     help = "whole channels of coupled layers, so that the network is narrower everywhere"
 
     def choose(
-        self, network: Network, shapes: Shapes, prune: Prune, ceilings: Mapping[str, int], rng: np.random.Generator
+        self,
+        network: Network,
+        shapes: Shapes,
+        prune: Prune,
+        ceilings: Mapping[str, int],
+        rng: np.random.Generator,
+        refused: Mapping[int, str],
     ) -> Choice:
         """See `Structure.choose`."""
         from worker.compressor.graph.channels import analyse
@@ -38,7 +44,7 @@ class Channels(Structure):
         analysis = analyse(network, shapes)
         model = CostModel(network, analysis, shapes)
         costs = {"macs": model.macs, "params": model.num_params}
-        reasons = _reasons(analysis, prune)
+        reasons = _reasons(analysis, prune) | dict(refused)
         options = [self._option(network, group, prune, rng) for group in analysis.groups if group.id not in reasons]
         widths = allocation.allocate(
             options, lambda kept: {name: costs[name](dict(kept)) for name in ceilings}, ceilings, prune.scope
