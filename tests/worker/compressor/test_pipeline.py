@@ -19,7 +19,8 @@ from tests.worker.compressor.networks import (
     sha256,
     trained,
 )
-from worker.compressor.errors import RunAborted
+from worker.compressor import steps
+from worker.compressor.errors import GraphError, RunAborted
 
 PRUNE = {"prune": {"target": {"macs": "50%"}}}
 SPEC = {"task": "classification", "preprocess": PREPROCESS, "steps": [PRUNE]}
@@ -268,3 +269,22 @@ class TestInterruption:
         )
         _, other = compressed(tmp_path / "c", files / "net.pt", files / "labelled.npz", SPEC, baseline_cache=str(cache))
         assert outcome["status"] == other["status"] == "succeeded"
+
+
+class TestRefusedGroups:
+    def test_a_group_that_fails_its_proof_stays_whole(self, files, tmp_path, monkeypatch):
+        prove = steps.prove
+
+        def doubtful(network, made, analysis, feeds):
+            if any("fc1" in layer for group in made.kept for layer in analysis.groups[group].layers):
+                raise GraphError("no proof")
+            return prove(network, made, analysis, feeds)
+
+        monkeypatch.setattr(steps, "prove", doubtful)
+        attempt, outcome = compressed(tmp_path, files / "net.onnx", files / "labelled.npz", SPEC)
+        assert outcome["status"] == "succeeded" and any(
+            "failed its proof" in warning for warning in outcome["warnings"]
+        )
+        report = json.loads(artifact(attempt, "report.json").read_text())
+        row = next(row for row in report["layers"] if "fc1" in row["name"])
+        assert row["shape_before"] == row["shape_after"] and "would not compute" in row["kept_because"]

@@ -195,7 +195,7 @@ class _State:
 
 def _plain(trained: Trained) -> dict[str, Any]:
     def score(one: Score) -> list[Any]:
-        return [one.value, one.closeness, one.name]
+        return [one.value, one.tie_break, one.name]
 
     return {
         "best": score(trained.best),

@@ -20,10 +20,10 @@ BATCH = 256
 
 @dataclass(frozen=True, order=True)
 class Score:
-    """Higher is better: `value` first, then closeness to the original (which tells apart where few rows tie)."""
+    """Higher is better: `value` first; where few rows tie, the likelihood of the labels or closeness to the original."""
 
     value: float
-    closeness: float
+    tie_break: float
     name: str
 
     def as_dict(self) -> dict[str, float]:
@@ -41,13 +41,15 @@ class Judge:
 
     def __call__(self, run: Callable[[Feeds], Outputs]) -> Score:
         """The score of a network; the worst of all where it does not give finite numbers."""
-        tally = Tally(self._task)
+        tally, likelihoods = Tally(self._task), []
         for at in range(0, len(self._rows), BATCH):
             positions = slice(at, at + BATCH)
-            feeds = self._rows.feeds(positions)
-            before = self._original.answers(self._rows, positions, feeds)[0]
-            tally.add(before, run(feeds)[0], self._rows.targets(positions))
-        return _score(tally)
+            feeds, labels = self._rows.feeds(positions), self._rows.targets(positions)
+            before, after = self._original.answers(self._rows, positions, feeds)[0], run(feeds)[0]
+            tally.add(before, after, labels)
+            if labels is not None and self._task == "classification":
+                likelihoods.append(_log_likelihoods(after, labels))
+        return _score(tally, float(np.concatenate(likelihoods).mean()) if likelihoods else None)
 
 
 def module_runner(module: torch.nn.Module, device: torch.device) -> Callable[[Feeds], Outputs]:
@@ -61,10 +63,19 @@ def module_runner(module: torch.nn.Module, device: torch.device) -> Callable[[Fe
     return run
 
 
-def _score(tally: Tally) -> Score:
+def _log_likelihoods(output: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Log of the softmax of each row at its label; of outputs that are probabilities already, their own log."""
+    rows = np.arange(len(labels))
+    if output.min() >= 0 and np.allclose(output.sum(-1), 1, atol=1e-3):
+        return np.log(np.maximum(output[rows, labels], 1e-9))
+    shifted = output - output.max(-1, keepdims=True)
+    return shifted[rows, labels] - np.log(np.exp(shifted).sum(-1))
+
+
+def _score(tally: Tally, likelihood: float | None) -> Score:
     figures: dict[str, Any] = tally.figures()
     error = figures["output_error"]
-    closeness = -float(error) if error is not None and tally.finite else -np.inf
+    closeness = -float(error) if error is not None else -np.inf
     if "rmse" in figures:
         name, value = "rmse", -figures["rmse"]
     elif "accuracy" in figures:
@@ -73,4 +84,6 @@ def _score(tally: Tally) -> Score:
         name, value = "agreement", figures["agreement"]
     else:
         name, value = "output_error", closeness
-    return Score(float(value) if tally.finite else -np.inf, closeness, name)
+    if not tally.finite:
+        return Score(-np.inf, -np.inf, name)
+    return Score(float(value), closeness if likelihood is None else likelihood, name)
