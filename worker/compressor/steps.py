@@ -45,10 +45,13 @@ def prune(job: Job, step: int, options: Prune) -> None:
         choice, made, proof = _proven_cut(job, step, options, ceilings)
         if proof.vacuous:
             context.warn("the proof of the cut says nothing: the removed channels do not matter on these samples")
-        job.network = made.network
+        before, job.network = job.network, made.network
         job.proven.kept.append({str(group): units.tolist() for group, units in choice.kept.items()})
         job.proven.kept_because.update(choice.kept_because)
-        job.proven.inexact += made.inexact
+        sources = {name: origin.source for name, origin in before.origins.items()}
+        job.proven.inexact += [
+            row | {"weights": sorted({sources.get(name, name) for name in row["weights"]})} for row in made.inexact
+        ]
         stage.metrics |= {"proof_error": proof.error, "proof_control": proof.control, "vacuous": proof.vacuous}
         context.metric("proof_error", step, proof.error)
 
@@ -128,7 +131,10 @@ def train(job: Job, step: int, options: Distill | Finetune) -> None:
         if options.batch_size > len(job.data.train):
             rows = len(job.data.train)
             context.warn(f"batch_size {options.batch_size} is more than the {rows} training rows, and was clipped")
-        for insert in {"auto": (False, True), "keep": (False,), "insert": (True,)}[options.normalisation]:
+        modes = {"auto": (False, True), "keep": (False,), "insert": (True,)}[options.normalisation]
+        if not _has_room_for_batchnorm(start):
+            modes = (False,)
+        for insert in modes:
             trained, made = _train_once(job, step, options, start, insert)
             if trained.diverged is None:
                 break
@@ -175,6 +181,12 @@ def _train_once(
     )
     trained = trainer.train(job.checkpoints.training(step, insert))
     return trained, taken(module)
+
+
+def _has_room_for_batchnorm(network: Network) -> bool:
+    """Whether there are convolutions, and no BatchNorm: exports fold all of them away or none."""
+    operators = {node.op for node in network.nodes}
+    return "Conv" in operators and "BatchNormalization" not in operators
 
 
 def _with_tensors(network: Network, source: Network) -> Network:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from app.spec.schema import Loss
 from worker.compressor.distillation.losses import LOSSES
+from worker.compressor.errors import CompressorError
 
 Task = Literal["classification", "regression", "none"]
 
@@ -41,8 +42,10 @@ class OutputKind:
         return output.clamp_min(1e-9).log() if self.scores is Scores.PROBABILITIES else output
 
 
-def output_kind(teacher: np.ndarray, task: Task) -> OutputKind:
-    """Read the kind of an output off the teacher's answers `[N, …]`."""
+def output_kind(teacher: np.ndarray, task: Task) -> OutputKind | None:
+    """Read the kind of an output off the teacher's answers `[N, …]`; None for whole numbers, which have no gradient."""
+    if teacher.dtype.kind not in "fV":
+        return None
     values = np.asarray(teacher, np.float32)
     spread = max(float(values.std()), 1e-6)
     # Beyond three axes the classes are not the last axis (maps are N, C, H, W), and values are compared as such.
@@ -56,7 +59,12 @@ def output_kind(teacher: np.ndarray, task: Task) -> OutputKind:
 class Objective:
     """The loss of one batch. `kinds` has one entry per output that the teacher gives; `loss` None trains on labels alone."""
 
-    def __init__(self, loss: Loss | None, task: Task, kinds: tuple[OutputKind, ...]) -> None:
+    def __init__(self, loss: Loss | None, task: Task, kinds: tuple[OutputKind | None, ...]) -> None:
+        if all(kind is None for kind in kinds) or (loss is None and kinds[0] is None):
+            detail = "the network gives whole numbers only (class numbers, perhaps), which cannot be trained"
+            raise CompressorError(
+                detail, code="unsupported_output", hint="export it up to its scores", error_class="user"
+            )
         self._task = task
         self._kinds = kinds
         self._hard = loss.hard if loss else 1.0
@@ -70,16 +78,17 @@ class Objective:
 
     def __call__(self, outputs: tuple[Tensor, ...], teacher: tuple[Tensor, ...], labels: Tensor | None) -> Tensor:
         """A scalar; `labels` belong to the first output: class numbers `[N]`, or values of its shape."""
-        total = outputs[0].new_zeros((), dtype=torch.float32)
-        if self._hard > 0 and labels is not None:
-            total = total + self._hard * self._labelled(outputs[0], labels)
+        total = torch.zeros((), device=outputs[0].device)
+        first = self._kinds[0]
+        if self._hard > 0 and labels is not None and first is not None:
+            total = total + self._hard * self._labelled(first, outputs[0], labels)
         if self._soft > 0:
             for kind, output, wanted in zip(self._kinds, outputs, teacher, strict=False):
-                total = total + self._soft * self._taught(kind, output, wanted)
+                if kind is not None:
+                    total = total + self._soft * self._taught(kind, output, wanted)
         return total
 
-    def _labelled(self, output: Tensor, labels: Tensor) -> Tensor:
-        kind = self._kinds[0]
+    def _labelled(self, kind: OutputKind, output: Tensor, labels: Tensor) -> Tensor:
         if self._task == "classification":
             return F.cross_entropy(kind.logits(output), labels)
         return F.mse_loss(output.float(), labels.reshape(output.shape).float()) / kind.spread**2

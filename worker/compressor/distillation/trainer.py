@@ -230,6 +230,6 @@ def _fell(start: Score, score: Score) -> bool:
 
 
 def _rose(losses: list[float]) -> bool:
-    """Whether the last tenth of an epoch is clearly above its first."""
-    tenth = max(1, len(losses) // 10)
-    return float(np.mean(losses[-tenth:])) > 1.5 * float(np.mean(losses[:tenth])) + 1e-8
+    """Whether the last tenth of an epoch is clearly above its first, where there are steps enough to tell."""
+    tenth = len(losses) // 10
+    return tenth > 0 and float(np.mean(losses[-tenth:])) > 1.5 * float(np.mean(losses[:tenth])) + 1e-8

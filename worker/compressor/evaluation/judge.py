@@ -27,8 +27,8 @@ class Score:
     name: str
 
     def as_dict(self) -> dict[str, float]:
-        """The metric for a report."""
-        return {self.name: self.value}
+        """The metric for a report, as people read it: errors are positive there."""
+        return {self.name: abs(self.value)} if np.isfinite(self.value) else {}
 
 
 class Judge:

@@ -10,6 +10,7 @@ from app.spec.schema import Loss
 from worker.compressor.distillation.losses import LOSSES
 from worker.compressor.distillation.objective import Objective, OutputKind, Scores, output_kind
 from worker.compressor.distillation.schedule import learning_rate
+from worker.compressor.errors import CompressorError
 
 RNG = np.random.default_rng(0)
 STUDENT, TEACHER = (RNG.standard_normal((6, 5)) * 3 for _ in range(2))
@@ -78,3 +79,19 @@ class TestLearningRate:
 
     def test_constant_stays(self):
         assert {learning_rate(step, 100, 0.1, "constant") for step in range(5, 100)} == {0.1}
+
+
+class TestOutputKind:
+    def test_whole_numbers_are_left_out(self):
+        assert output_kind(np.zeros((4, 3), np.int64), "none") is None
+        kinds = (None, output_kind(TEACHER, "none"))
+        loss = Objective(Loss(hard=0.0, soft=1.0), "none", kinds)(tensors(LABELS, STUDENT), tensors(LABELS, TEACHER), None)
+        assert float(loss) > 0
+
+    def test_nothing_but_whole_numbers_cannot_be_trained(self):
+        with pytest.raises(CompressorError) as caught:
+            Objective(Loss(hard=0.0, soft=1.0), "none", (None,))
+        assert caught.value.code == "unsupported_output"
+
+    def test_maps_are_values(self):
+        assert output_kind(RNG.standard_normal((2, 3, 4, 4)), "none").scores is Scores.VALUES
