@@ -85,7 +85,9 @@ class TestOutputKind:
     def test_whole_numbers_are_left_out(self):
         assert output_kind(np.zeros((4, 3), np.int64), "none") is None
         kinds = (None, output_kind(TEACHER, "none"))
-        loss = Objective(Loss(hard=0.0, soft=1.0), "none", kinds)(tensors(LABELS, STUDENT), tensors(LABELS, TEACHER), None)
+        loss = Objective(Loss(hard=0.0, soft=1.0), "none", kinds)(
+            tensors(LABELS, STUDENT), tensors(LABELS, TEACHER), None
+        )
         assert float(loss) > 0
 
     def test_nothing_but_whole_numbers_cannot_be_trained(self):
