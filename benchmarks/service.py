@@ -38,7 +38,7 @@ def report(name: str, value: float, **more: Any) -> None:
 
 def processes(data_dir: Path) -> dict[int, str]:
     """The processes of the service that keeps its data in `data_dir`, by pid: its own and their descendants."""
-    found: dict[int, str] = {}
+    commands: dict[int, str] = {}
     parents: dict[int, int] = {}
     for entry in Path("/proc").glob("[0-9]*"):
         try:
@@ -46,11 +46,11 @@ def processes(data_dir: Path) -> dict[int, str]:
             parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
         except OSError:
             continue
-        if str(data_dir) in command:
-            found[int(entry.name)] = command
-    while more := {pid: "child" for pid, parent in parents.items() if parent in found and pid not in found}:
+        commands[int(entry.name)] = command
+    found = {pid for pid, command in commands.items() if f"--data-dir {data_dir}" in command}
+    while more := {pid for pid, parent in parents.items() if parent in found and pid not in found}:
         found |= more
-    return found
+    return {pid: commands[pid] for pid in found}
 
 
 def cpu_seconds(pids: dict[int, str]) -> float:
@@ -113,7 +113,7 @@ def two_at_once(client: httpx.Client, body: dict[str, Any]) -> None:
 
 
 def large_file(client: httpx.Client, data_dir: Path, gigabytes: float) -> None:
-    api = next(pid for pid, command in processes(data_dir).items() if " api" in command)
+    api = next(pid for pid, command in processes(data_dir).items() if "app.cli.main api" in command)
     path = data_dir / "large.npz"
     with path.open("wb") as out:
         block = os.urandom(1 << 20)
