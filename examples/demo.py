@@ -77,7 +77,8 @@ def make_files(folder: Path) -> tuple[np.ndarray, np.ndarray]:
             optimizer.step()
     net.eval()
     axes = {"image": {0: "batch"}, "logits": {0: "batch"}}
-    warnings.simplefilter("ignore", DeprecationWarning)  # both exporters below are old, and what people's files come from
+    # Both exporters below are old, and what people's files come from.
+    warnings.simplefilter("ignore", DeprecationWarning)
     torch.onnx.export(
         net, (images[:2],), str(folder / "digits.onnx"), dynamo=False,
         input_names=["image"], output_names=["logits"], dynamic_axes=axes, opset_version=17,
