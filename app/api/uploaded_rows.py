@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from sqlalchemy import func, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from app.api.filenames import display_name
 from app.api.watcher import Glance
 from app.errors import Conflict, NotFound
 from app.ids import is_id
@@ -28,6 +29,10 @@ class StoredFile:
     format: str
     sha256: str
     size_bytes: int
+
+    def renamed(self, name: str | None) -> StoredFile:
+        """The same bytes under the name that the client chose, if any."""
+        return replace(self, name=display_name(name, self.name)) if name and name.strip() else self
 
 
 def shown_status(status: str) -> str:

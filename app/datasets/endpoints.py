@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from app.api.dependencies import KeyDep, Services, ServicesDep
+from app.api.dependencies import KeyDep, ServicesDep
 from app.api.documentation import PROBLEMS, body_schema
 from app.api.downloads import Download, download
 from app.api.filenames import display_name
@@ -15,9 +15,10 @@ from app.api.forms import missing_file, read_form
 from app.api.idempotency import Answer, IdempotencyKey
 from app.api.parameters import NoQuery, Paging, Waiting
 from app.api.raw_uploads import read_raw
-from app.api.schemas import ListOf, answer_response, json_response, plain
+from app.api.schemas import ListOf, json_response, plain
+from app.api.settling import settled_answer, settled_row
 from app.api.staging import StagedFile
-from app.api.uploaded_rows import StoredFile, is_settled
+from app.api.uploaded_rows import StoredFile
 from app.datasets import service
 from app.datasets.formats import tell_format
 from app.datasets.schemas import DatasetRead
@@ -52,14 +53,11 @@ async def create_dataset(request: Request, services: ServicesDep, key: KeyDep, w
             form = await read_form(request, staging, files=("file",), texts=("name",))
             if "file" not in form.files:
                 raise missing_file("file")
-            name = form.text("name")
-            file = await stored_dataset(form.files["file"])
-            if name and name.strip():
-                file = StoredFile(display_name(name, file.name), file.format, file.sha256, file.size_bytes)
+            file = (await stored_dataset(form.files["file"])).renamed(form.text("name"))
             await staging.commit()
             answer = await services.database.write(_register, file, key, form.fingerprint())
         await services.wake(answer)
-    return await _settled_answer(services, answer, waiting.seconds)
+    return await settled_answer(services, answer, service.read_dataset, DatasetRead.of, waiting.seconds)
 
 
 @router.put("/", include_in_schema=False)  # curl -T - URL/v1/datasets/ names no file
@@ -78,7 +76,7 @@ async def upload_dataset(request: Request, services: ServicesDep, waiting: Waiti
         await staging.commit()
         answer = await services.database.write(_register, file, None, None)
     await services.wake(answer)
-    return await _settled_answer(services, answer, waiting.seconds)
+    return await settled_answer(services, answer, service.read_dataset, DatasetRead.of, waiting.seconds)
 
 
 @router.get("", response_model=ListOf[DatasetRead], summary="List data sets, newest first")
@@ -92,10 +90,7 @@ async def list_datasets(services: ServicesDep, paging: Paging) -> Response:
 @router.get("/{dataset_id}", response_model=DatasetRead, summary="Look at a data set")
 async def read_dataset(services: ServicesDep, dataset_id: str, waiting: Waiting) -> Response:
     """The arrays that inspection found. With `wait`, answers as soon as inspection has ended."""
-    row = await services.database.read(service.read_dataset, dataset_id)
-    if waiting.seconds and row.status in ("queued", "running"):
-        await services.watcher.wait(dataset_id, is_settled, waiting.seconds)
-        row = await services.database.read(service.read_dataset, dataset_id)
+    row = await settled_row(services, service.read_dataset, dataset_id, waiting.seconds)
     return json_response(DatasetRead.of(row))
 
 
@@ -121,11 +116,3 @@ def _register(session: Any, file: StoredFile, key: IdempotencyKey | None, sent: 
         return Answer(201 if is_new else 200, plain(DatasetRead.of(row)), headers, (row.id,) if is_new else ())
 
     return key.run(session, sent, produce) if key else produce()
-
-
-async def _settled_answer(services: Services, answer: Answer, seconds: float) -> Response:
-    if seconds and answer.body["status"] == "inspecting":
-        await services.watcher.wait(answer.body["id"], is_settled, seconds)
-        row = await services.database.read(service.read_dataset, answer.body["id"])
-        return json_response(DatasetRead.of(row), answer.status, answer.headers)
-    return answer_response(answer)

@@ -17,9 +17,10 @@ from app.api.idempotency import Answer, IdempotencyKey
 from app.api.json_bodies import is_json, parse_json, read_json, unsupported_media, validate
 from app.api.parameters import NoQuery, Paging, Waiting, WaitParameters
 from app.api.raw_uploads import read_raw
-from app.api.schemas import ListOf, answer_response, json_response, plain
+from app.api.schemas import ListOf, json_response, plain
+from app.api.settling import settled_answer, settled_row
 from app.api.staging import StagedFile
-from app.api.uploaded_rows import StoredFile, is_settled
+from app.api.uploaded_rows import StoredFile
 from app.models import service
 from app.models.formats import tell_format
 from app.models.schemas import Layer, ModelFromArtifact, ModelRead
@@ -82,7 +83,7 @@ async def create_model(request: Request, services: ServicesDep, key: KeyDep, wai
         else:
             raise unsupported_media("multipart/form-data", "application/json")
         await services.wake(answer)
-    return await _settled_answer(services, answer, waiting.seconds)
+    return await settled_answer(services, answer, service.read_model, ModelRead.of, waiting.seconds)
 
 
 @router.put("/", include_in_schema=False)  # curl -T - URL/v1/models/ names no file
@@ -105,7 +106,7 @@ async def upload_model(
         await staging.commit()
         answer = await services.database.write(_register, file, signature, None, None)
     await services.wake(answer)
-    return await _settled_answer(services, answer, query.seconds)
+    return await settled_answer(services, answer, service.read_model, ModelRead.of, query.seconds)
 
 
 @router.get("", response_model=ListOf[ModelRead], summary="List networks, newest first")
@@ -118,10 +119,7 @@ async def list_models(services: ServicesDep, paging: Paging) -> Response:
 @router.get("/{model_id}", response_model=ModelRead, summary="Look at a network")
 async def read_model(services: ServicesDep, model_id: str, waiting: Waiting) -> Response:
     """The facts that inspection found. With `wait`, answers as soon as inspection has ended."""
-    row = await services.database.read(service.read_model, model_id)
-    if waiting.seconds and row.status in ("queued", "running"):
-        await services.watcher.wait(model_id, is_settled, waiting.seconds)
-        row = await services.database.read(service.read_model, model_id)
+    row = await settled_row(services, service.read_model, model_id, waiting.seconds)
     return json_response(ModelRead.of(row))
 
 
@@ -152,10 +150,8 @@ async def _create_from_form(request: Request, services: Services, key: Idempoten
         form = await read_form(request, staging, files=("file",), texts=("name", "inputs"))
         if "file" not in form.files:
             raise missing_file("file")
-        signature, name = read_signature(form.text("inputs")), form.text("name")
-        file = await stored_model(form.files["file"])
-        if name and name.strip():
-            file = StoredFile(display_name(name, file.name), file.format, file.sha256, file.size_bytes)
+        signature = read_signature(form.text("inputs"))
+        file = (await stored_model(form.files["file"])).renamed(form.text("name"))
         await staging.commit()
         return await services.database.write(_register, file, signature, key, form.fingerprint())
 
@@ -185,11 +181,3 @@ def _register(
 def _answer(row: ModelRow, is_new: bool) -> Answer:
     wake = (row.id,) if is_new else ()
     return Answer(201 if is_new else 200, plain(ModelRead.of(row)), {"Location": f"/v1/models/{row.id}"}, wake)
-
-
-async def _settled_answer(services: Services, answer: Answer, seconds: float) -> Response:
-    if seconds and answer.body["status"] == "inspecting":
-        await services.watcher.wait(answer.body["id"], is_settled, seconds)
-        row = await services.database.read(service.read_model, answer.body["id"])
-        return json_response(ModelRead.of(row), answer.status, answer.headers)
-    return answer_response(answer)
