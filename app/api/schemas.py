@@ -79,5 +79,6 @@ def json_response(model: BaseModel, status: int = 200, headers: dict[str, str] |
 
 
 def answer_response(answer: Answer) -> Response:
-    """The answer to a POST, fresh or stored."""
-    return Response(json.dumps(answer.body), answer.status, answer.headers, "application/json")
+    """The answer to a POST, fresh or stored, in the same form as `json_response`."""
+    body = json.dumps(answer.body, separators=(",", ":"))
+    return Response(body, answer.status, answer.headers, "application/json")
