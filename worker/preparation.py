@@ -21,7 +21,7 @@ from worker.folder import WorkFolder, put_blob, write_request
 from worker.lease import Claim
 
 INSPECTION_SECONDS = 120.0
-_SUFFIXES = {"onnx": "onnx", "torchscript": "pt", "npz": "npz", "safetensors": "safetensors"}
+_SUFFIXES = {"onnx": "onnx", "torchscript": "pt", "exported_program": "pt2", "npz": "npz", "safetensors": "safetensors"}
 
 
 class NotRunnable(Exception):

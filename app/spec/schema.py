@@ -206,7 +206,9 @@ class Spec(SpecModel):
     steps: list[Step] = Field(default_factory=default_steps, min_length=1, max_length=MAX_STEPS)
     evaluation: Evaluation = Evaluation()
     limits: Limits = Limits()
-    outputs: list[Literal["onnx", "torchscript"]] | None = Field(default=None, min_length=1, max_length=2)
+    outputs: list[Literal["onnx", "torchscript", "exported_program"]] | None = Field(
+        default=None, min_length=1, max_length=3
+    )
     seed: int = Field(default=0, ge=0, le=2**32 - 1)
 
     @model_validator(mode="after")

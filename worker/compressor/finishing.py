@@ -15,6 +15,7 @@ from worker.compressor.errors import CompressorError, ExportError, OutputCollaps
 from worker.compressor.evaluation.isolated import ask
 from worker.compressor.graph.counts import Counts, count
 from worker.compressor.graph.exporters.onnx import write_onnx
+from worker.compressor.graph.exporters.program import write_program
 from worker.compressor.graph.exporters.torchscript import write_torchscript
 from worker.compressor.inspection import gzip_bytes
 from worker.compressor.job import Job, answers_file, identity
@@ -23,7 +24,7 @@ from worker.compressor.report.counts import layer_rows, target_met, totals
 from worker.compressor.report.documents import manifest, report, write_json
 from worker.compressor.report.result import ratios
 
-FILES = {"onnx": "model.onnx", "torchscript": "model.pt"}
+FILES = {"onnx": "model.onnx", "torchscript": "model.pt", "exported_program": "model.pt2"}
 PARITY_ROWS, TIMED_ROWS = 32, 64
 BATCHES = (1, 64)
 # Between the network in memory and a file that was written from it.
@@ -78,6 +79,8 @@ def _verify(job: Job) -> tuple[dict[str, Path], dict[str, Any]]:
         write_onnx(job.network, timed)
         if "torchscript" in files:
             write_torchscript(job.network, files["torchscript"])
+        if "exported_program" in files:
+            write_program(job.network, files["exported_program"])
         context.progress(0.2)
         _keep_reference(job, folder / "parity.npz")
         answers = answers_file(context)

@@ -19,7 +19,7 @@ class Artifact:
 
     name: str
     kind: Literal["model", "report", "manifest"]
-    format: Literal["onnx", "torchscript", "json"]
+    format: Literal["onnx", "torchscript", "exported_program", "json"]
     file: str
 
 

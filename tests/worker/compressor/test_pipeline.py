@@ -60,7 +60,7 @@ def artifact(attempt, name):
 class TestSuccess:
     def test_every_figure_is_that_of_the_files(self, files, tmp_path):
         spec = SPEC | {
-            "outputs": ["onnx", "torchscript"],
+            "outputs": ["onnx", "torchscript", "exported_program"],
             "steps": [PRUNE, {"distill": {"epochs": 2, "batch_size": 40}}],
         }
         attempt, outcome = compressed(tmp_path, files / "net.onnx", files / "labelled.npz", spec)
@@ -70,6 +70,8 @@ class TestSuccess:
         twin = torch.jit.load(str(artifact(attempt, "model.pt")))(torch.from_numpy(prepared(xt)))
         twin = twin[0] if isinstance(twin, tuple) else twin
         np.testing.assert_allclose(twin.numpy(), after, rtol=1e-4, atol=1e-4)
+        program = torch.export.load(artifact(attempt, "model.pt2")).module()
+        np.testing.assert_allclose(program(torch.from_numpy(prepared(xt))).numpy(), after, rtol=1e-4, atol=1e-4)
         assert result["baseline"]["accuracy"] == (before.argmax(-1) == yt).mean()
         assert (
             result["compressed"]["accuracy"] == (after.argmax(-1) == yt).mean() >= result["baseline"]["accuracy"] - 0.03
@@ -153,7 +155,7 @@ class TestSuccess:
 
     def test_a_network_of_one_sample_at_a_time_is_trained_on_batches(self, files, tmp_path):
         steps = [PRUNE, {"distill": {"epochs": 1, "batch_size": 40}}]
-        spec = SPEC | {"steps": steps, "outputs": ["onnx", "torchscript"]}
+        spec = SPEC | {"steps": steps, "outputs": ["onnx", "torchscript", "exported_program"]}
         attempt, outcome = compressed(tmp_path, files / "fixed.onnx", files / "labelled.npz", spec)
         assert outcome["status"] == "succeeded", outcome
         session = onnxruntime.InferenceSession(str(artifact(attempt, "model.onnx")), providers=["CPUExecutionProvider"])

@@ -1,4 +1,4 @@
-"""Running ONNX files in onnxruntime, and TorchScript files in torch, over any number of rows."""
+"""Running ONNX files in onnxruntime, TorchScript files and exported programs in torch, over any number of rows."""
 
 from __future__ import annotations
 
@@ -69,14 +69,20 @@ class OnnxRunner(Runner):
         return tuple(np.atleast_1d(np.asarray(output)) for output in outputs)
 
 
-class TorchScriptRunner(Runner):
-    """A TorchScript file in torch on the CPU; nested outputs are flattened in order."""
+class TorchRunner(Runner):
+    """A TorchScript file or an exported program in torch on the CPU; nested outputs are flattened in order.
+
+    Opens only files that we wrote: `torch.export.load` runs what a file tells it to.
+    """
 
     def __init__(self, path: Path, threads: int, batch_size: int | None = None) -> None:
         import torch
 
         torch.set_num_threads(threads)
-        self._module = torch.jit.load(str(path), map_location="cpu").eval()
+        if path.suffix == ".pt2":
+            self._module = torch.export.load(path).module()
+        else:
+            self._module = torch.jit.load(str(path), map_location="cpu").eval()
         self.batch_size = batch_size
 
     def run(self, feeds: Feeds) -> Outputs:

@@ -19,7 +19,7 @@ from worker.compressor.graph.network import Network, Node
 from worker.compressor.graph.operator import operator_of
 
 _MOMENTUM = "batchnorm_momentum"
-_TENSORS = "tensors"  # key in `GraphModule.meta`: attribute name → names of the tensors that it holds
+TENSORS = "tensors"  # key in `GraphModule.meta`: attribute name → names of the tensors that it holds
 
 
 def to_module(network: Network, *, trainable: bool = True, single: bool = False) -> fx.GraphModule:
@@ -49,7 +49,7 @@ def to_module(network: Network, *, trainable: bool = True, single: bool = False)
 def write_back(network: Network, module: fx.GraphModule) -> None:
     """Put the module's weights and BatchNorm statistics into `network.tensors`."""
     state = dict(module.named_parameters()) | dict(module.named_buffers())
-    for attribute, names in module.meta[_TENSORS].items():
+    for attribute, names in module.meta[TENSORS].items():
         if attribute not in state:
             continue
         for name in names:
@@ -59,7 +59,7 @@ def write_back(network: Network, module: fx.GraphModule) -> None:
 def parameter_tensors(module: fx.GraphModule) -> dict[str, tuple[str, ...]]:
     """For each parameter of the module the names of the network's tensors that it is."""
     parameters = {name for name, _ in module.named_parameters()}
-    return {name: tensors for name, tensors in module.meta[_TENSORS].items() if name in parameters}
+    return {name: tensors for name, tensors in module.meta[TENSORS].items() if name in parameters}
 
 
 class _Recorder:
@@ -120,7 +120,7 @@ class _Recorder:
             if first in self._attributes:
                 attribute = self._attributes[first]
                 tensors[attribute] = (*tensors.get(attribute, ()), name)
-        module.meta[_TENSORS] = tensors
+        module.meta[TENSORS] = tensors
         return module
 
     def _store(self, name: str, tensor: torch.Tensor, weight: bool) -> str:

@@ -1,0 +1,138 @@
+"""`.pt2` out: the training graph through `torch.export`, with the free axes of the file still free."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.export import Dim, ExportedProgram
+
+from worker.compressor.errors import ExportError
+from worker.compressor.graph.evaluation import torch_dtype
+from worker.compressor.graph.executor import TENSORS, to_module
+from worker.compressor.graph.network import Network
+
+#: Size of a free axis in the example: at 0 or 1 torch.export takes the axis for a fixed one.
+_LEAST_FREE = 2
+
+
+def write_program(network: Network, path: Path) -> None:
+    """Write the network as an exported program: positional tensors in the order of the graph's inputs.
+
+    One output comes as a tensor, several as a tuple. Weights are called as in the uploaded file where that name is a
+    dotted path. An axis that is free in the file is free in the program, any other is fixed. `path` ends in `.pt2`.
+
+    Raises:
+        ExportError: if the graph cannot be exported.
+    """
+    module = to_module(network, trainable=False, single=True).eval()
+    _name_weights(module, network)
+    program = _export(module, network)
+    try:
+        torch.export.save(program, path)
+    except (RuntimeError, OSError, ValueError) as error:
+        raise ExportError(f"the network cannot be written as an exported program: {str(error)[:300]}") from error
+
+
+def _export(module: fx.GraphModule, network: Network) -> ExportedProgram:
+    """The strictest form that works: free axes of names, then with checks at run time, then as torch infers them."""
+    failure: Exception | None = None
+    for axes, deferred in ((_named_axes, False), (_named_axes, True), (_inferred_axes, True)):
+        try:
+            with warnings.catch_warnings(), torch.no_grad():
+                warnings.simplefilter("ignore")  # about examples of a size that torch may take for fixed
+                return torch.export.export(
+                    module,
+                    _examples(network),
+                    dynamic_shapes=axes(network),
+                    prefer_deferred_runtime_asserts_over_guards=deferred,
+                )
+        except Exception as error:  # torch's exporter has many kinds of its own
+            failure = failure or error
+    raise ExportError(f"the network cannot be exported: {str(failure).strip()[:300]}") from failure
+
+
+def _examples(network: Network) -> tuple[torch.Tensor, ...]:
+    examples = []
+    for port in network.inputs:
+        tried = network.sample_shapes[port.name]
+        shape = port.shape or (None,) * len(tried)
+        sizes = [
+            size if isinstance(size, int) else max(known, _LEAST_FREE) for size, known in zip(shape, tried, strict=True)
+        ]
+        examples.append(torch.zeros(sizes, dtype=torch_dtype(port.dtype)))
+    return tuple(examples)
+
+
+def _named_axes(network: Network) -> tuple[dict[int, Any], ...]:
+    """Axes of one name are one dimension, as in the file; nameless ones are dimensions of their own, but for the batch."""
+    dimensions: dict[str, Any] = {}
+    free = []
+    for index, port in enumerate(network.inputs):
+        axes: dict[int, Any] = {}
+        for axis, size in _free_axes(network, index):
+            name = str(size or ("batch" if axis == 0 else f"{port.name}_{axis}"))
+            plain = re.sub(r"\W+", "_", f"_{name}" if not name[:1].isalpha() else name)
+            axes[axis] = dimensions.setdefault(plain, Dim(plain))
+        free.append(axes)
+    return tuple(free)
+
+
+def _inferred_axes(network: Network) -> tuple[dict[int, Any], ...]:
+    """The first axis free, the others where torch finds them free: a file can promise more than its network keeps."""
+    return tuple(
+        {axis: Dim.DYNAMIC if axis == 0 else Dim.AUTO for axis, _ in _free_axes(network, index)}
+        for index in range(len(network.inputs))
+    )
+
+
+def _free_axes(network: Network, index: int) -> Iterator[tuple[int, str | None]]:
+    port = network.inputs[index]
+    shape = port.shape or (None,) * len(network.sample_shapes[port.name])
+    for axis, size in enumerate(shape):
+        if not isinstance(size, int):
+            yield axis, size
+
+
+def _name_weights(module: fx.GraphModule, network: Network) -> None:
+    """Put each tensor where its dotted name in the uploaded file says, so that the state dict has the same keys."""
+    moved: dict[str, str] = {}
+    for attribute, tensors in module.meta[TENSORS].items():
+        if not hasattr(module, attribute):
+            continue
+        dotted = network.origins[tensors[0]].source
+        owner = _owner(module, dotted)
+        if owner is None or dotted == attribute:
+            continue
+        value, name = getattr(module, attribute), dotted.rpartition(".")[2]
+        delattr(module, attribute)
+        if isinstance(value, nn.Parameter):
+            owner.register_parameter(name, value)
+        else:
+            owner.register_buffer(name, value)
+        moved[attribute] = dotted
+    for node in module.graph.nodes:
+        if node.op == "get_attr" and node.target in moved:
+            node.target = moved[node.target]
+    module.recompile()
+
+
+def _owner(module: nn.Module, dotted: str) -> nn.Module | None:
+    """The submodule for a tensor of that name, made where it is missing; None where the name cannot be one."""
+    *path, name = dotted.split(".")
+    if not all(re.fullmatch(r"\w+", part) for part in (*path, name)):
+        return None
+    owner: Any = module
+    for part in path:
+        found = getattr(owner, part, None)
+        if found is None and not hasattr(owner, part):
+            owner.add_module(part, nn.Module())
+        elif not isinstance(found, nn.Module):
+            return None
+        owner = getattr(owner, part)
+    return None if hasattr(owner, name) else owner
