@@ -43,6 +43,8 @@ def prune(job: Job, step: int, options: Prune) -> None:
         given = {"macs": options.target.macs, "params": options.target.params}
         ceilings = {name: target.resolve(whole[name]) for name, target in given.items() if target is not None}
         choice, made, proof = _proven_cut(job, step, options, ceilings)
+        if made.inexact:
+            context.warn(_told_inexact(made))
         if proof.vacuous:
             context.warn("the proof of the cut says nothing: the removed channels do not matter on these samples")
         before, job.network = job.network, made.network
@@ -57,17 +59,21 @@ def prune(job: Job, step: int, options: Prune) -> None:
 
 
 def _proven_cut(job: Job, step: int, options: Prune, ceilings: dict[str, int]) -> tuple[Choice, Cut, Proof]:
-    """A cut that meets the ceilings and passes the proof; groups that fail it stay whole, and others make up for them."""
+    """A cut that meets the ceilings and passes the proof; groups that fail it stay whole, and others make up for them.
+
+    The proof is about the exact groups; what a normalisation over the cut axis makes of the others is for the recovery.
+    """
     feeds = job.feeds(job.data.val, PROOF_SAMPLES if has_free_batch(job.network) else 1, _PROOF)
     structure, refused = STRUCTURES.get(options.structure)(), dict[int, str]()
     while True:
         rng = job.context.rng(step)
         choice = structure.choose(job.network, job.shapes, options, ceilings, rng, refused)
+        exact = {group: units for group, units in choice.kept.items() if choice.analysis.groups[group].exact}
         try:
-            made = cut(job.network, choice.analysis, choice.kept)
-            return choice, made, prove(job.network, made, choice.analysis, feeds)
+            proof = prove(job.network, cut(job.network, choice.analysis, exact), choice.analysis, feeds)
+            return choice, cut(job.network, choice.analysis, choice.kept), proof
         except GraphError as error:
-            failing = [group for group in choice.kept if not _is_exact_alone(job, choice, group, feeds)]
+            failing = [group for group in exact if not _is_exact_alone(job, choice, group, feeds)]
             if not failing:
                 raise
             refused |= dict.fromkeys(failing, "the cut network would not compute what the original does without it")
@@ -84,6 +90,12 @@ def _is_exact_alone(job: Job, choice: Choice, group: int, feeds: Feeds) -> bool:
     except GraphError:
         return False
     return True
+
+
+def _told_inexact(made: Cut) -> str:
+    reasons = list(dict.fromkeys(row["why"] for row in made.inexact))
+    more = f", and {len(reasons) - 2} more reasons" if len(reasons) > 2 else ""
+    return f"a part of the cut cannot be exact and relies on the recovery: {'; '.join(reasons[:2])}{more}"
 
 
 def recover(job: Job, step: int, options: Prune) -> None:

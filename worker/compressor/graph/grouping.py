@@ -45,6 +45,7 @@ class Group:
 
     `layers` names the operators that produce them. `blocks` maps unit → block, where the same number must be kept in
     every block (all units, or an equal number in each); None where any units can go. `exact`: see `report.json`.
+    `contracted`: something sums over the units without a weight, so that to mask one is to zero what makes it.
     """
 
     id: int
@@ -54,6 +55,11 @@ class Group:
     exact: bool = True
     inexact_because: str | None = None
     blocks: np.ndarray | None = None
+    contracted: bool = False
+
+    def is_zeroed_at(self, piece: Slice) -> bool:
+        """Whether the removed units' slices are set to zero there in the masked original."""
+        return piece.role == "consumes" or self.contracted
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,13 @@ class _Conclusion:
         for labels, why in self.evidence.pins:
             for label in np.unique(self.classes[labels]).tolist():
                 self.reasons.setdefault(label, why)
+        self.inexact: dict[int, str] = {}
+        for labels, why in self.evidence.inexact:
+            for label in np.unique(self.classes[labels]).tolist():
+                self.inexact.setdefault(label, why)
+        self.contracted = np.zeros(self.num, bool)
+        for labels in self.evidence.contracted:
+            self.contracted[self.classes[labels]] = True
         self.produced = np.zeros(self.num, bool)
         for mark in self.evidence.marks:
             if mark.role == "produces":
@@ -59,7 +66,10 @@ class _Conclusion:
                 len(members),
                 tuple(slices.get(number, {}).values()),
                 tuple(layers.get(number, {})),
+                exact=not (why := self._inexact_because(members)),
+                inexact_because=why,
                 blocks=blocks if len(blocks) else None,
+                contracted=bool(self.contracted[members].any()),
             )
             for number, members, blocks in groups
         )
@@ -69,6 +79,9 @@ class _Conclusion:
         return Analysis(
             made, self._kept_because(group_of), self.facts, self.layers, homes, self.moved, group_of, unit_of
         )
+
+    def _inexact_because(self, members: list[int]) -> str | None:
+        return next((self.inexact[label] for label in members if label in self.inexact), None)
 
     def _with_blocks(
         self, components: list[list[int]], blocked: list[np.ndarray]
@@ -117,6 +130,7 @@ class _Conclusion:
         for layers in self.layers.values():
             arrays += [layer.rows() for layer in layers if len(layer.axes) > 1]
         arrays = [array for array in arrays if not _is_even(array)]
+        arrays = [_distinct(array) for array in arrays]
         unique = list({(array.shape, array.tobytes()): array for array in arrays}.values())
         changed = True
         while changed:
@@ -218,6 +232,12 @@ def _is_even(array: np.ndarray) -> bool:
     """Whether every row holds the same classes equally often, so that any removal is even."""
     ordered = np.sort(array, axis=1)
     return bool((ordered == ordered[:1]).all())
+
+
+def _distinct(array: np.ndarray) -> np.ndarray:
+    """The array without rows that hold the same classes as another: they lose the same (heads that share keys)."""
+    _, first = np.unique(np.sort(array, axis=1), axis=0, return_index=True)
+    return np.ascontiguousarray(array[np.sort(first)])
 
 
 def _row_of_each(array: np.ndarray) -> dict[int, int] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,9 +10,11 @@ import numpy as np
 
 from worker.compressor.graph.evaluation import Facts
 from worker.compressor.graph.grouping import Home
-from worker.compressor.graph.labels import Labels, Role
+from worker.compressor.graph.labels import Role
 from worker.compressor.graph.layer import Layer
 from worker.compressor.graph.network import Network, Node
+from worker.compressor.graph.products import Products
+from worker.compressor.graph.zeros import keeps_zero
 
 
 @dataclass(frozen=True)
@@ -31,9 +34,11 @@ class Evidence:
     marks: list[Mark] = field(default_factory=list)
     quotas: list[np.ndarray] = field(default_factory=list)
     pins: list[tuple[np.ndarray, str]] = field(default_factory=list)
+    inexact: list[tuple[np.ndarray, str]] = field(default_factory=list)
+    contracted: list[np.ndarray] = field(default_factory=list)
 
 
-class Labelling(Labels):
+class Labelling(Products):
     """The walk that joins labels by union-find."""
 
     def __init__(self, network: Network, facts: Facts) -> None:
@@ -42,6 +47,7 @@ class Labelling(Labels):
         self.moved: dict[str, list[Layer]] = {}
         self._parent: list[int] = [0]
         self._owned: dict[tuple[str, int, int], np.ndarray] = {}
+        self._zero: set[str] = set()  # values in which a channel is zero when all that makes it is
 
     def classes(self) -> np.ndarray:
         """For each label the smallest label of its class; class 0 can never be removed."""
@@ -87,6 +93,15 @@ class Labelling(Labels):
 
     def _pin(self, labels: np.ndarray, why: str) -> None:
         self.evidence.pins.append((np.unique(labels), why))
+
+    def _inexact(self, labels: np.ndarray, why: str) -> None:
+        self.evidence.inexact.append((np.unique(labels), why))
+
+    def _contract(self, node: Node, labels: np.ndarray, names: Sequence[str]) -> None:
+        if any(name in self._zero for name in names):
+            self.evidence.contracted.append(np.unique(labels))
+        else:
+            self._inexact(labels, f"{node.op} '{node.name}' sums over them, and they are never zero")
 
     def _quota(self, blocks: np.ndarray) -> None:
         self.evidence.quotas.append(blocks)
@@ -134,7 +149,8 @@ class Labelling(Labels):
         """Shapes are as observed."""
 
     def _passed(self, node: Node) -> None:
-        """Nothing is left to be done."""
+        if keeps_zero(node, self.network, self._zero):
+            self._zero.update(node.outputs)
 
     def _full_shape(self, name: str) -> tuple[int, ...]:
         return self.facts.shapes[name]

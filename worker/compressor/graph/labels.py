@@ -53,6 +53,14 @@ class Labels(ABC):
         """These channels have to stay."""
 
     @abstractmethod
+    def _inexact(self, labels: np.ndarray, why: str) -> None:
+        """A cut of these channels changes what the others are, because something is computed over all of them."""
+
+    @abstractmethod
+    def _contract(self, node: Node, labels: np.ndarray, names: Sequence[str]) -> None:
+        """These channels are summed over: they count for nothing where one of the named values is zero there."""
+
+    @abstractmethod
     def _quota(self, blocks: np.ndarray) -> None:
         """Each row of the array must lose the same number."""
 
@@ -79,21 +87,6 @@ class Labels(ABC):
     @abstractmethod
     def _passed(self, node: Node) -> None:
         """The rule of this node has been applied."""
-
-    def walk(self) -> None:
-        """Carry labels through all nodes. Nodes that compute shapes carry none."""
-        for node in self.network.nodes:
-            if all(name in self.facts.known or not name for name in node.outputs):
-                self._calculate(node)
-                continue
-            if all(not name or self.is_weight(name) for name in node.inputs):
-                self._derived.update(node.outputs)
-            rule = operator_of(node).channels
-            if rule is None:
-                self.pin(node, f"{node.op} '{node.name}' has no channel rule")
-            else:
-                rule(self, node)
-            self._passed(node)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a value in the uncut network, at the sample shapes."""
@@ -239,15 +232,19 @@ class Labels(ABC):
             ]
             self.layers[output] = [*rest, layer_along(np.concatenate(whole), axis, rank)]
 
-    def reduce(self, node: Node, axes: Sequence[int], *, keepdims: bool) -> None:
+    def reduce(self, node: Node, axes: Sequence[int], *, keepdims: bool, adds: bool = False) -> None:
         """Combine over the axes, whose labels end here; see `walk.Walk`."""
         source = node.inputs[0]
         going_on = []
         for layer in self._layers(source):
-            if set(layer.axes) <= set(axes):
-                self._pin(layer.array, f"{node.op} '{node.name}' combines them")
+            inside = set(axes) & set(layer.axes)
+            if inside and (inside == set(layer.axes) or (layer.narrowed in axes and not is_short(layer, inside))):
+                if adds:
+                    self._contract(node, layer.array, (source,))
+                else:
+                    self._inexact(layer.array, f"{node.op} '{node.name}' combines them")
             else:
-                going_on.append(self._settled(layer, off=set(axes) & set(layer.axes)))
+                going_on.append(self._settled(layer, off=inside))
         left = [axis for axis in range(len(self.shape(source))) if keepdims or axis not in axes]
         self.layers[node.outputs[0]] = [
             Layer(
@@ -349,9 +346,32 @@ class Labels(ABC):
         if not axes or any(set(layer.axes) & set(raised(own, rank).axes) for own in self._layers(name)):
             return
         if name not in self.network.tensors:
-            self._pin(layer.array, f"{node.op} '{node.name}' combines them with '{name}', which is not narrowed")
+            if layer.narrowed in axes:  # along the blocks nothing is cut
+                self._pin(layer.array, f"{node.op} '{node.name}' combines them with '{name}', which is not narrowed")
+            return
+        offset = rank - self.network.tensors[name].ndim
+        rows = rows_of(layer, shape, offset)
+        if rows is not None:
+            self._mark(node, "follows", self._align(name, layer.narrowed - offset, rows))
             return
         for axis in axes:
             line = self._settled(layer, off=set(layer.axes) - {axis}).line()
-            own = self._align(name, axis - (rank - self.network.tensors[name].ndim), line)
+            own = self._align(name, axis - offset, line)
             self._mark(node, "follows", own)
+
+
+#: Blocks (of a group normalisation) up to this size go as a whole, which is exact; longer ones get narrower.
+SHORT_BLOCK = 16
+
+
+def is_short(layer: Layer, inside: set[int]) -> bool:
+    """Whether the channels that lie along the axes `inside`, all others fixed, are few."""
+    return len(np.unique(layer.array[tuple(slice(None) if a in inside else 0 for a in range(layer.array.ndim))])) <= (
+        SHORT_BLOCK
+    )
+
+
+def rows_of(layer: Layer, shape: Sequence[int], offset: int) -> np.ndarray | None:
+    """The labels as a constant of this (raised) shape carries them: one row per entry of its axis 0; None: one line."""
+    blocks = [axis for axis in layer.axes if axis != layer.narrowed and shape[axis] > 1]
+    return layer.rows() if blocks == [offset] and len(layer.axes) == 2 and shape[layer.narrowed] > 1 else None

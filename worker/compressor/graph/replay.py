@@ -18,16 +18,18 @@ from worker.compressor.errors import GraphError
 from worker.compressor.graph.cost import shrinkings
 from worker.compressor.graph.evaluation import as_tensor, evaluate
 from worker.compressor.graph.grouping import Analysis
-from worker.compressor.graph.labels import Labels, Role
+from worker.compressor.graph.labels import Role
 from worker.compressor.graph.layer import Layer
 from worker.compressor.graph.network import Network, Node
 from worker.compressor.graph.operator import Rewrites, operator_of
+from worker.compressor.graph.products import Products
 
 
-class Replay(Labels):
+class Replay(Products):
     """Walk a network with some units removed. Afterwards `takes` and `rewrites` say what to change.
 
-    `takes` maps (tensor, axis) to the positions that it keeps, in order, `(n,)` or `(parts, n)`.
+    `takes` maps (tensor, axis) to the positions that it keeps, in order, `(n,)` or `(parts, n)`. `frozen` has, by first
+    output and input slot, numbers that were computed from a shape (the scale of attention) and have to stay what they were.
     """
 
     def __init__(self, network: Network, analysis: Analysis, kept: Mapping[int, np.ndarray]) -> None:
@@ -35,6 +37,7 @@ class Replay(Labels):
         self.analysis = analysis
         self.takes: dict[tuple[str, int], np.ndarray] = {}
         self.rewrites: dict[str, Rewrites] = {}
+        self.frozen: dict[tuple[str, int], np.ndarray] = {}
         self._kept = kept
         self._removed = removed_classes(analysis, kept)
         self._homes = {(home.tensor, home.axis): home.labels for homes in analysis.homes.values() for home in homes}
@@ -129,6 +132,12 @@ class Replay(Labels):
     def _pin(self, labels: np.ndarray, why: str) -> None:
         """Already taken into account by the analysis."""
 
+    def _inexact(self, labels: np.ndarray, why: str) -> None:
+        """Already known from the analysis."""
+
+    def _contract(self, node: Node, labels: np.ndarray, names: Sequence[str]) -> None:
+        """Already known from the analysis."""
+
     def _quota(self, blocks: np.ndarray) -> None:
         """Checked where the rows are matched."""
 
@@ -179,6 +188,12 @@ class Replay(Labels):
 
     def _passed(self, node: Node) -> None:
         self._rewritten(node)
+        for slot, name in enumerate(node.inputs):
+            before, now = self.facts.known.get(name), self._numbers.get(name)
+            if before is None or now is None or before.dtype.kind != "f":
+                continue
+            if not np.array_equal(before, now):
+                self.frozen[node.outputs[0], slot] = before
 
     def _rewritten(self, node: Node) -> Rewrites:
         if node.outputs[0] not in self.rewrites:

@@ -61,13 +61,15 @@ def cut(network: Network, analysis: Analysis, kept: Mapping[int, Sequence[int] |
     replay = Replay(network, analysis, chosen)
     replay.walk()
     smaller = network.copy()
-    consumed = _consumed_axes(analysis)
+    consumed = _zeroed_axes(analysis)
     for name, takes in _by_tensor(replay).items():
         smaller.tensors[name] = take(network.tensors[name], takes)
         smaller.origins[name] = _composed(network.origins[name], takes, consumed.get(name, frozenset()))
     nodes = {node.outputs[0].name: node for node in smaller.graph}
     for output, rewrites in replay.rewrites.items():
         _rewrite(smaller, nodes[output], rewrites)
+    for (output, slot), numbers in replay.frozen.items():
+        nodes[output].replace_input_with(slot, smaller.add_tensor(f"{output}.number", numbers))
     smaller.remove_unused()
     _check_shapes(smaller, analysis, replay)
     groups = [
@@ -81,13 +83,13 @@ def cut(network: Network, analysis: Analysis, kept: Mapping[int, Sequence[int] |
 
 
 def masked(network: Network, analysis: Analysis, kept: Mapping[int, Sequence[int] | np.ndarray]) -> Network:
-    """The whole network with the consumers' slices of the removed units set to zero: what the cut one must compute."""
+    """The whole network with the removed units' slices set to zero where they are read: what the cut one must compute."""
     removed = removed_classes(analysis, {group: np.asarray(units) for group, units in kept.items()})
     result = network.copy()
     zeroed: set[tuple[str, int]] = set()
     for group in analysis.groups:
         for piece in group.slices:
-            if piece.role == "consumes" and group.id in kept and (piece.tensor, piece.axis) not in zeroed:
+            if group.is_zeroed_at(piece) and group.id in kept and (piece.tensor, piece.axis) not in zeroed:
                 zeroed.add((piece.tensor, piece.axis))
                 gone = _gone(analysis, piece, removed)
                 result.tensors[piece.tensor] = zero(result.tensors[piece.tensor], piece.axis, gone)
@@ -138,11 +140,11 @@ def _check(analysis: Analysis, kept: Mapping[int, np.ndarray]) -> None:
                 raise GraphError(f"group {number} would keep unequal numbers per block: {counts.tolist()}")
 
 
-def _consumed_axes(analysis: Analysis) -> dict[str, frozenset[int]]:
+def _zeroed_axes(analysis: Analysis) -> dict[str, frozenset[int]]:
     axes: dict[str, frozenset[int]] = {}
     for group in analysis.groups:
         for piece in group.slices:
-            if piece.role == "consumes":
+            if group.is_zeroed_at(piece):
                 axes[piece.tensor] = axes.get(piece.tensor, frozenset()) | {piece.axis}
     return axes
 

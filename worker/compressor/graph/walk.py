@@ -66,12 +66,40 @@ class Walk(Protocol):
         """The inputs one after the other along the axis."""
         ...
 
-    def reduce(self, node: Node, axes: Sequence[int], *, keepdims: bool) -> None:
-        """Combine over the axes, whose labels end here; other labels go on."""
+    def reduce(self, node: Node, axes: Sequence[int], *, keepdims: bool, adds: bool = False) -> None:
+        """Combine over the axes, whose labels end here; other labels go on.
+
+        A cut along them is inexact, but where the operator only `adds` and removed channels are zero.
+        """
         ...
 
     def close(self, node: Node, axes: Sequence[int], why: str) -> None:
         """The operator mixes along the axes, so that channels there have to stay; the shape does not change."""
+        ...
+
+    def multiply(
+        self,
+        node: Node,
+        slots: tuple[int, int],
+        terms: tuple[tuple[int, ...], tuple[int, ...]],
+        result: tuple[int, ...],
+    ) -> None:
+        """Multiply two activations, axis by axis as the letters say, and sum over those that `result` lacks.
+
+        `terms` has one number per axis of each operand, `result` one per axis of the output; equal numbers are one axis.
+        """
+        ...
+
+    def normalise(self, node: Node, x: int, axes: Sequence[int], weights: Sequence[Place]) -> None:
+        """Normalise the value in slot `x` over its axes: a cut along them is inexact.
+
+        `weights`: slots of scales and biases, each with the axis of the value at which its axis 0 stands. Short blocks that
+        are normalised by themselves go as a whole, which is exact.
+        """
+        ...
+
+    def pick(self, node: Node, axis: int) -> None:
+        """Take slices along the axis by numbers that are data (an embedding); labels along other axes go on."""
         ...
 
     def pin(self, node: Node, why: str) -> None:

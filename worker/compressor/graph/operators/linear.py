@@ -61,8 +61,30 @@ def _matmul_channels(walk: Walk, node: Node) -> None:
     elif walk.is_weight(left) and not walk.is_weight(right) and len(walk.shape(left)) == 2 <= len(walk.shape(right)):
         walk.consume(node, (1, -2), (0, 1))
         walk.produce(node, (0, 0), -2)
+    elif not walk.is_weight(left) and not walk.is_weight(right) and min(len(walk.shape(n)) for n in node.inputs) >= 2:
+        terms, result = _letters(walk.shape(left), walk.shape(right))
+        walk.multiply(node, (0, 1), terms, result)
     else:
-        walk.pin(node, f"the MatMul '{node.name}' multiplies two activations")
+        walk.pin(node, f"the MatMul '{node.name}' multiplies with several matrices at once")
+
+
+def _letters(
+    left: tuple[int, ...], right: tuple[int, ...]
+) -> tuple[tuple[tuple[int, ...], tuple[int, ...]], tuple[int, ...]]:
+    """Letters of a batched product: rows 0, inner 1, columns 2, then the matrices' axes from the last on.
+
+    An axis of length 1 that is broadcast has a letter of its own.
+    """
+    rank = max(len(left), len(right))
+    result = [*range(rank, 2, -1), 0, 2]
+    ours, theirs = [*result[rank - len(left) : -2], 0, 1], [*result[rank - len(right) : -2], 1, 2]
+    extra = rank + 1
+    for term, shape, other in ((ours, left, right), (theirs, right, left)):
+        for axis in range(len(term) - 2):
+            facing = axis - len(term) + len(other)
+            if shape[axis] == 1 and facing >= 0 and other[facing] > 1:
+                term[axis], extra = extra, extra + 1
+    return (tuple(ours), tuple(theirs)), tuple(result)
 
 
 def _matmul_macs(node: Node, shapes: Shapes) -> int:

@@ -33,11 +33,15 @@ def _reducing(function: Callable[[Any, list[int], bool], Any]) -> Callable[[Call
     return run
 
 
+#: A zero among what they combine changes nothing.
+_ADDING = {"ReduceSum", "ReduceL1", "ReduceL2", "ReduceSumSquare"}
+
+
 def _channels(walk: Walk, node: Node) -> None:
     rank = len(walk.shape(node.inputs[0]))
     given = walk.numbers(node, 1) if len(node.inputs) > 1 and node.inputs[1] else node.attributes.get("axes")
     axes = _axes(rank, given, node.attributes.get("noop_with_empty_axes", 0))
-    walk.reduce(node, axes, keepdims=bool(node.attributes.get("keepdims", 1)))
+    walk.reduce(node, axes, keepdims=bool(node.attributes.get("keepdims", 1)), adds=node.op in _ADDING)
 
 
 def _product_known(node: Node, arrays: Sequence[np.ndarray]) -> np.ndarray:

@@ -133,7 +133,7 @@ def _gather_known(node: Node, arrays: Sequence[np.ndarray]) -> np.ndarray:
 
 def _gather_channels(walk: Walk, node: Node) -> None:
     if walk.numbers(node, 1) is None:
-        walk.pin(node, f"Gather '{node.name}' picks them by data")
+        walk.pick(node, node.attributes.get("axis", 0))
     else:
         walk.move(node)
 

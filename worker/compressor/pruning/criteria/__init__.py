@@ -40,12 +40,22 @@ def reader_sums(group: Group, tensors: Mapping[str, np.ndarray], power: int) -> 
     """For each unit the sum of |w|^power over its slice of every weight that reads it, `[num_units]` in float64.
 
     Each tensor counts alike (its mean over the units is 1). Units that are made with weights near zero count less, those
-    made with zeros nothing; a group that no matrix reads is scored by its makers.
+    made with zeros nothing; units that no matrix reads (the inner axis of attention) are scored by their makers.
     """
     read, made = (_sums(group, tensors, power, role) for role in ("consumes", "produces"))
-    if not read.any():
-        return made
-    return read * np.minimum(made / (FAINT * made.mean()), 1.0) if made.any() else read
+    if not made.any():
+        return read
+    faint = np.minimum(made / (FAINT * made.mean()), 1.0)
+    return np.where(_are_read(group, tensors), read * faint, made)
+
+
+def _are_read(group: Group, tensors: Mapping[str, np.ndarray]) -> np.ndarray:
+    """For each unit whether a matrix reads it, `[num_units]`."""
+    found = np.zeros(group.num_units, bool)
+    for part in group.slices:
+        if part.role == "consumes" and tensors[part.tensor].ndim > 1:
+            found[part.units[part.units >= 0]] = True
+    return found
 
 
 def _sums(group: Group, tensors: Mapping[str, np.ndarray], power: int, role: str) -> np.ndarray:
