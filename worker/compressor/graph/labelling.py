@@ -149,7 +149,8 @@ class Labelling(Products):
         """Shapes are as observed."""
 
     def _passed(self, node: Node) -> None:
-        if keeps_zero(node, self.network, self._zero):
+        labelled = {name for name in node.inputs if self._layers(name)}
+        if keeps_zero(node, self.network, self._zero, labelled):
             self._zero.update(node.outputs)
 
     def _full_shape(self, name: str) -> tuple[int, ...]:

@@ -22,13 +22,16 @@ _FROM_ZERO_TO_ZERO = {
 _ALL_ZERO = {"Add", "Sub", "Sum", "Mean", "Max", "Min", "Concat"}
 
 
-def keeps_zero(node: Node, network: Network, zero: AbstractSet[str]) -> bool:
-    """Whether a channel of the outputs is zero when its makers are; `zero` names the values of which that is known."""
+def keeps_zero(node: Node, network: Network, zero: AbstractSet[str], labelled: AbstractSet[str]) -> bool:
+    """Whether a channel of the outputs is zero when its makers are.
+
+    `zero` names the values of which that is known, `labelled` the inputs that have channels at all.
+    """
     if node.domain not in ("", "ai.onnx"):
         return False
     if node.op in _MAKERS:
         weights = [name for name in node.inputs if name in network.tensors]
-        return bool(weights) or any(name in zero for name in node.inputs)
+        return bool(weights) or (bool(labelled) and labelled <= zero)
     if node.op in _FROM_ZERO_TO_ZERO:
         return node.inputs[0] in zero
     if node.op == "Mul":
