@@ -35,8 +35,7 @@ class TestAttention:
 
     def test_heads_get_narrower_alike_and_queries_with_their_keys(self, tmp_path):
         groups = groups_of(attention_nets.Heads, tmp_path)
-        inner = groups["/q/MatMul", "/k/MatMul"] if ("/q/MatMul", "/k/MatMul") in groups else None
-        assert inner is not None, list(groups)
+        inner = groups["/q/MatMul", "/k/MatMul"]
         assert inner.num_units == 32 and np.bincount(inner.blocks).tolist() == [8] * 4 and inner.contracted
         assert not groups["/v/MatMul",].contracted
 
