@@ -213,6 +213,8 @@ def observe(network: Network, feeds_shape: Mapping[str, tuple[int, ...]]) -> Fac
     with torch.no_grad():
         while (node := stepper.peek()) is not None:
             for name, value in zip(node.outputs, _guarded(stepper, node, feeds_shape), strict=False):
+                if not name:
+                    continue
                 shapes[name] = tuple(value.shape)
                 _check_size(node, shapes[name])
                 dtypes[name] = str(value.dtype).removeprefix("torch.")

@@ -61,8 +61,9 @@ class Labelling(Products):
         """These classes have to stay after all."""
         self._pin(classes, why)
 
-    def _own(self, name: str, axis: int) -> np.ndarray:
-        return self._fresh(name, axis, 1).reshape(-1)
+    def _own(self, name: str, axis: int, parts: int = 1) -> np.ndarray:
+        labels = self._fresh(name, axis, parts)
+        return labels if parts > 1 else labels.reshape(-1)
 
     def _align(self, name: str, axis: int, order: np.ndarray) -> np.ndarray:
         own = self._fresh(name, axis, order.shape[0] if order.ndim == 2 else 1)

@@ -22,6 +22,7 @@ from worker.compressor.graph.evaluation import Facts, as_tensor, evaluate
 from worker.compressor.graph.layer import Layer, layer_along, raised
 from worker.compressor.graph.network import Network, Node
 from worker.compressor.graph.operator import operator_of
+from worker.compressor.graph.recurrence import is_stacked, recur, stacked
 from worker.compressor.graph.walk import Place
 
 Role = Literal["produces", "follows", "consumes"]
@@ -34,11 +35,12 @@ class Labels(ABC):
         self.network = network
         self.facts = facts
         self.layers: dict[str, list[Layer]] = {}
+        self.states: set[str] = set()  # outputs of recurrent operators, and what stacks them
         self._derived: set[str] = set()
 
     @abstractmethod
-    def _own(self, name: str, axis: int) -> np.ndarray:
-        """The labels along an axis of a constant."""
+    def _own(self, name: str, axis: int, parts: int = 1) -> np.ndarray:
+        """The labels along an axis of a constant, `(n,)`, or `(parts, n)` per part of axis 0."""
 
     @abstractmethod
     def _align(self, name: str, axis: int, order: np.ndarray) -> np.ndarray:
@@ -214,6 +216,10 @@ class Labels(ABC):
         output = node.outputs[0]
         rank = len(self.shape(output))
         axis %= rank
+        if is_stacked(self, node, axis):
+            self.layers[output] = stacked(self, node, axis)
+            self.states.add(output)
+            return
         lines = [self._along(name, axis) if name not in self.network.tensors else None for name in node.inputs]
         rest: list[Layer] = []
         for name in node.inputs:
@@ -231,6 +237,12 @@ class Labels(ABC):
                 for line, length in zip(lines, lengths, strict=True)
             ]
             self.layers[output] = [*rest, layer_along(np.concatenate(whole), axis, rank)]
+
+    def recur(
+        self, node: Node, *, vectors: Sequence[int], states: Sequence[Place], places: Sequence[tuple[int, int]]
+    ) -> None:
+        """Hidden units of a recurrent operator; see `walk.Walk`."""
+        recur(self, node, vectors, states, places)
 
     def reduce(self, node: Node, axes: Sequence[int], *, keepdims: bool, adds: bool = False) -> None:
         """Combine over the axes, whose labels end here; see `walk.Walk`."""

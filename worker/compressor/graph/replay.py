@@ -97,13 +97,13 @@ class Replay(Products):
                 raise GraphError(f"the channels of '{name}' lie along several axes")
         return np.zeros(self.shape(name)[axis], np.int64)
 
-    def _own(self, name: str, axis: int) -> np.ndarray:
-        if (name, axis) in self.takes:
-            return self._home(name, axis)[self.takes[name, axis]]
-        classes = self._home(name, axis)
-        left = np.flatnonzero(~self._removed[classes])
-        self.takes[name, axis] = left
-        return classes[left]
+    def _own(self, name: str, axis: int, parts: int = 1) -> np.ndarray:
+        classes = np.atleast_2d(self._home(name, axis))
+        if (name, axis) not in self.takes:
+            left = np.stack([np.flatnonzero(~self._removed[row]) for row in classes])
+            self.takes[name, axis] = left if parts > 1 else left[0]
+        own = np.take_along_axis(classes, np.atleast_2d(self.takes[name, axis]), 1)
+        return own if parts > 1 else own[0]
 
     def _align(self, name: str, axis: int, order: np.ndarray) -> np.ndarray:
         classes = self._home(name, axis)

@@ -66,6 +66,17 @@ class Walk(Protocol):
         """The inputs one after the other along the axis."""
         ...
 
+    def recur(
+        self, node: Node, *, vectors: Sequence[int], states: Sequence[Place], places: Sequence[tuple[int, int]]
+    ) -> None:
+        """Hidden units: made from the last axis of input 0 by W (slot 1) and from themselves by R (slot 2).
+
+        W is `[directions, gates × units, inputs]`, R `[directions, gates × units, units]`, `vectors` are slots of
+        `[directions, blocks × units]`. `states` are initial states with the axis of their directions, `places` give
+        for each output the axes of directions and units. Equal numbers of units per direction.
+        """
+        ...
+
     def reduce(self, node: Node, axes: Sequence[int], *, keepdims: bool, adds: bool = False) -> None:
         """Combine over the axes, whose labels end here; other labels go on.
 

@@ -6,6 +6,7 @@
 4. `listed_inputs`: initializers that IR 3 lists among the inputs are inputs no more.
 5. `stale_shapes`: recorded shapes of inner values go, they would be wrong after a cut.
 6. `shared_vectors`: a vector shared by several operators becomes a copy for each, tied as long as they are equal.
+7. `states`: initial states of recurrent operators that are zero go, and an absent first output gets a name.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from worker.compressor.graph.normalise import (
     listed_inputs,
     shared_vectors,
     stale_shapes,
+    states,
 )
 
 
@@ -29,6 +31,7 @@ def normalise(model: ir.Model) -> Network:
     constants.apply(model)
     filled.apply(model)
     stale_shapes.apply(model)
+    states.apply(model)
     tensors = {}
     for name, value in model.graph.initializers.items():
         assert value.const_value is not None  # an initializer without content does not parse

@@ -1,0 +1,145 @@
+"""LSTM, GRU and RNN in every form, against onnxruntime and against loops over single numbers."""
+
+import itertools
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from tests.worker.compressor.graph.nets import difference, reference
+from tests.worker.compressor.graph.operators.single import load, one_node
+from worker.compressor.errors import ImportFailed
+from worker.compressor.graph.evaluation import run
+from worker.compressor.graph.executor import to_module
+from worker.compressor.graph.importers import import_model
+
+STEPS, BATCH, INPUTS, HIDDEN = 5, 3, 4, 6
+GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
+RNG = np.random.default_rng(0)
+
+
+def normal(*shape):
+    return RNG.standard_normal(shape).astype(np.float32) * 0.5
+
+
+def operands(op, *, directions=1, bias=True, lens=None, state=False, memory=False, peepholes=False):
+    gates = GATES[op]
+    made = [
+        normal(STEPS, BATCH, INPUTS),
+        normal(directions, gates * HIDDEN, INPUTS),
+        normal(directions, gates * HIDDEN, HIDDEN),
+    ]
+    made.append(normal(directions, 2 * gates * HIDDEN) if bias else None)
+    made.append(None if lens is None else np.array(lens, np.int32))
+    made.append(normal(directions, BATCH, HIDDEN) if state else None)
+    if op == "LSTM":
+        made += [
+            normal(directions, BATCH, HIDDEN) if memory else None,
+            normal(directions, 3 * HIDDEN) if peepholes else None,
+        ]
+    while made[-1] is None:
+        made.pop()
+    return made
+
+
+def check(op, inputs, folder, opset=17, *, tolerance=2e-6, **attributes):
+    """Stepped, recorded, scripted and scripted for other sizes: as onnxruntime."""
+    attributes = {"hidden_size": HIDDEN, **attributes}
+    model = one_node(op, inputs, opset, num_outputs_made=3 if op == "LSTM" else 2, **attributes)
+    del model.graph.output[0].type.tensor_type.shape.dim[:]
+    model.graph.input[0].type.tensor_type.shape.dim[1].dim_param = "batch"
+    onnx.save(model, folder / "one.onnx")
+    signature = [{"name": "i0", "dtype": "float32", "shape": ["steps", BATCH, INPUTS]}]
+    network = import_model(folder / "one.onnx", "onnx", signature)[0]
+    module = to_module(network)
+    scripted = torch.jit.script(module.eval())
+    feeds = [inputs[0]]
+    if all(array is None for array in inputs[4:7]):
+        feeds.append(normal(STEPS + 2, BATCH + 1, INPUTS))
+    for x in feeds:
+        wanted = reference(model, {"i0": x})
+        given = torch.from_numpy(x)
+        with torch.no_grad():
+            made = [list(run(network, {"i0": x}).values()), module(given), scripted(given)]
+        made.append(module.train()(given))
+        module.eval()
+        for outputs in made:
+            for expected, got in zip(wanted, outputs, strict=True):
+                array = got if isinstance(got, np.ndarray) else got.detach().numpy()
+                assert difference(expected, array) < tolerance
+    return network
+
+
+class TestFused:
+    @pytest.mark.parametrize("op", GATES)
+    @pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
+    @pytest.mark.parametrize("opset", [7, 14, 22])
+    def test_common_form_as_onnxruntime(self, op, direction, opset, tmp_path):
+        given = {"linear_before_reset": 1} if op == "GRU" else {}
+        inputs = operands(op, directions=2 if direction == "bidirectional" else 1)
+        check(op, inputs, tmp_path, opset, direction=direction, **given)
+
+    @pytest.mark.parametrize("op", GATES)
+    @pytest.mark.parametrize(("bias", "state", "memory"), [*itertools.product([False, True], repeat=3)])
+    def test_any_optional_input_may_be_absent(self, op, bias, state, memory, tmp_path):
+        given = {"linear_before_reset": 1} if op == "GRU" else {}
+        inputs = operands(op, directions=2, bias=bias, state=state, memory=memory)
+        check(op, inputs, tmp_path, direction="bidirectional", **given)
+
+    @pytest.mark.parametrize("op", ["LSTM", "GRU"])
+    def test_weights_are_the_parameters_and_one_fused_call_computes(self, op, tmp_path):
+        given = {"linear_before_reset": 1} if op == "GRU" else {}
+        module = to_module(check(op, operands(op, directions=2), tmp_path, direction="bidirectional", **given))
+        assert [tuple(p.shape)[:2] for p in module.parameters()][:2] == [(2, GATES[op] * HIDDEN)] * 2
+        assert f"torch.{op.lower()}(" in module.code
+
+
+class TestSteps:
+    @pytest.mark.parametrize("op", GATES)
+    @pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
+    def test_sequences_of_different_length_as_onnxruntime(self, op, direction, tmp_path):
+        inputs = operands(op, directions=2 if direction == "bidirectional" else 1, lens=[3, 5, 1], state=True)
+        check(op, inputs, tmp_path, direction=direction)
+
+    @pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
+    def test_peepholes_as_onnxruntime(self, direction, tmp_path):
+        directions = 2 if direction == "bidirectional" else 1
+        inputs = operands("LSTM", directions=directions, state=True, memory=True, peepholes=True)
+        check("LSTM", inputs, tmp_path, direction=direction)
+
+    def test_input_and_forget_gate_coupled_as_onnxruntime(self, tmp_path):
+        check("LSTM", operands("LSTM", peepholes=True), tmp_path, input_forget=1)
+
+    @pytest.mark.parametrize("op", GATES)
+    def test_clipped_as_onnxruntime(self, op, tmp_path):
+        check(op, operands(op, directions=2), tmp_path, direction="bidirectional", clip=0.3)
+
+    @pytest.mark.parametrize("opset", [7, 14, 22])
+    def test_reset_before_the_product_as_onnxruntime(self, opset, tmp_path):
+        check("GRU", operands("GRU", directions=2, state=True), tmp_path, opset, direction="bidirectional")
+
+    @pytest.mark.parametrize("name", ["LeakyRelu", "HardSigmoid", "Elu", "Softsign", "Softplus"])
+    def test_activation_as_onnxruntime(self, name, tmp_path):
+        check("LSTM", operands("LSTM"), tmp_path, activations=["Sigmoid", name, name])
+
+    @pytest.mark.parametrize("name", ["Affine", "LeakyRelu", "ThresholdedRelu", "ScaledTanh", "HardSigmoid", "Elu"])
+    def test_activation_with_numbers_as_onnxruntime(self, name, tmp_path):
+        options = {"activation_alpha": [0.3, 0.7]}
+        if name in ("Affine", "ScaledTanh", "HardSigmoid"):
+            options["activation_beta"] = [0.4, 0.1]
+        names = ["Sigmoid", name, name]
+        check("LSTM", operands("LSTM"), tmp_path, tolerance=1e-5, activations=names, **options)
+
+    @pytest.mark.parametrize("name", ["Affine", "ThresholdedRelu", "ScaledTanh", "Sinus"])
+    def test_activation_that_is_not_told_is_refused(self, name, tmp_path):
+        model = one_node("RNN", operands("RNN"), 17, num_outputs_made=2, hidden_size=HIDDEN, activations=[name])
+        with pytest.raises(ImportFailed, match="node 'node'") as caught:
+            load(model, tmp_path)
+        assert caught.value.code == "unsupported_operator" and name.lower() in str(caught.value)
+
+    @pytest.mark.parametrize("op", GATES)
+    def test_other_activations_per_direction_as_onnxruntime(self, op, tmp_path):
+        names = {"LSTM": ["Tanh", "Relu", "Sigmoid"], "GRU": ["Tanh", "Relu"], "RNN": ["Relu"]}[op]
+        plain = {"LSTM": ["Sigmoid", "Tanh", "Tanh"], "GRU": ["Sigmoid", "Tanh"], "RNN": ["Tanh"]}[op]
+        check(op, operands(op, directions=2), tmp_path, direction="bidirectional", activations=[*plain, *names])
