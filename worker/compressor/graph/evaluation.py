@@ -68,7 +68,7 @@ def as_array(tensor: torch.Tensor, like: np.ndarray) -> np.ndarray:
 def evaluate(node: Node, env: Mapping[str, Any], network: Network, **options: Any) -> tuple[Any, ...]:
     """The outputs of one node. `env` maps value names to tensors, proxies or known numbers.
 
-    `options` are those of `Call` (constant, shape, training, momentum), and `lift`, which makes a tensor of known numbers.
+    `options` are those of `Call` (constant, shape, dtype, training, momentum), and `lift`, which makes a tensor of known numbers.
 
     Raises:
         ImportFailed: where the operator, or this form of it, is not executable.

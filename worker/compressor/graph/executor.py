@@ -37,7 +37,8 @@ def to_module(network: Network, *, trainable: bool = True, single: bool = False)
             recorder.env,
             network,
             constant=recorder.constant,
-            shape=recorder.shapes.__getitem__,
+            shape=recorder.facts.shapes.__getitem__,
+            dtype=recorder.facts.dtypes.__getitem__,
             training=recorder.attribute("training"),
             momentum=recorder.attribute(_MOMENTUM),
             lift=recorder.lift,
@@ -67,7 +68,7 @@ class _Recorder:
 
     def __init__(self, network: Network, trainable: bool) -> None:
         self.network = network
-        self.shapes = observe(network, network.sample_shapes).shapes
+        self.facts = observe(network, network.sample_shapes)
         self.env: dict[str, Any] = {}
         self._trainable = trainable
         self._graph = fx.Graph()

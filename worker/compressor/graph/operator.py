@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+import torch
 
 from worker.compressor.errors import ImportFailed
 from worker.compressor.graph.network import Node
@@ -36,6 +37,7 @@ class Call:
         constant: Callable[[str], Any],
         known: Callable[[str], np.ndarray | None],
         shape: Callable[[str], tuple[int, ...]],
+        dtype: Callable[[str], str] | None = None,
         training: Any = False,
         momentum: Any = 0.1,
     ) -> None:
@@ -44,6 +46,7 @@ class Call:
         self._constant = constant
         self._known = known
         self._shape = shape
+        self._dtype = dtype
         self.training = training
         self.momentum = momentum
 
@@ -62,6 +65,17 @@ class Call:
     def shape_of_constant(self, slot: int) -> tuple[int, ...]:
         """The shape of an input that is a constant; of others only the rank may be relied on."""
         return tuple(self._shape(self.node.inputs[slot]))
+
+    def dtype(self, slot: int) -> torch.dtype:
+        """The dtype of an input, also where it is a proxy."""
+        value = self.tensor(slot)
+        if isinstance(value, torch.Tensor) or self._dtype is None:
+            return value.dtype
+        return getattr(torch, self._dtype(self.node.inputs[slot]))
+
+    def observed(self, name: str) -> tuple[int, ...]:
+        """The shape that an input or output had where shapes were observed; to be asked of proxies only."""
+        return tuple(self._shape(name))
 
     def value(self, slot: int) -> Any:
         """The input as it is: a tensor (or proxy), or a numpy array of known numbers."""

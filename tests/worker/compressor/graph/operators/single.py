@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -52,11 +53,11 @@ def one_node(
     return model
 
 
-def load(model: onnx.ModelProto, folder: Path) -> Network:
+def load(model: onnx.ModelProto, folder: Path, signature: list[dict[str, Any]] | None = None) -> Network:
     """Import it as an upload."""
     path = folder / "one.onnx"
     onnx.save(model, path)
-    return import_model(path, "onnx", None)[0]
+    return import_model(path, "onnx", signature)[0]
 
 
 def check(
