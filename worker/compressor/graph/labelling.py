@@ -125,7 +125,7 @@ class Labelling(Products):
             narrows = self._narrows(node, output, source, axes) if len(axes) > 1 else None
             found.append(Layer(array, tuple(axes), narrows))
         self.moved[output] = found
-        return [self._single(layer) for layer in found]
+        return list(found)
 
     def _narrows(self, node: Node, output: str, source: Layer, axes: list[int]) -> int | None:
         """Which axis gets shorter, where the input's blocks lay along several axes already: they have to stay whole."""
@@ -136,12 +136,6 @@ class Labelling(Products):
         moved = self._run(*self._steering(node), node.inputs[0], blocks)[node.outputs.index(output)]
         flat = [axis for axis in axes if (moved == moved.take([0], axis)).all()]
         return flat[0] if flat else None
-
-    def _single(self, layer: Layer) -> Layer:
-        """A value that holds one channel alone cannot lose it."""
-        if not layer.axes and layer.array.any():
-            self._pin(layer.array, "a value holds this channel alone")
-        return layer
 
     def _steering(self, node: Node) -> tuple[Node, dict[str, Any]]:
         return node, {name: self.facts.known[name] for name in node.inputs if name in self.facts.known}

@@ -175,6 +175,7 @@ class Labels(ABC):
         for name in names:
             for layer in (raised(layer, rank) for layer in self._layers(name)):
                 found = self._merge(found, layer)
+        found += [layer for name in names for layer in self._spanned(node, name, rank)]
         for name in names:
             for layer in found:
                 self._face(node, layer, name, rank)
@@ -182,6 +183,21 @@ class Labels(ABC):
                 for layer in self._layers(name):
                     self._mark(node, "follows", layer.array)
         self.layers[node.outputs[0]] = found
+
+    def _spanned(self, node: Node, name: str, rank: int) -> list[Layer]:
+        """Labels of the axes that a constant alone makes longer than 1: a scale times one number for each sample."""
+        array = self.network.tensors.get(name)
+        if array is None or not is_float(array) or name in self.layers:
+            return []
+        others = [(1,) * rank, *(self.shape(n) for n in node.inputs if n and n != name)]
+        there = np.broadcast_shapes(*others)
+        axes = [axis for axis in range(array.ndim) if array.shape[axis] > there[axis + rank - array.ndim]]
+        found = []
+        for axis in axes:
+            own = self._own(name, axis)
+            self._mark(node, "follows", own)
+            found.append(layer_along(own, axis + rank - array.ndim, rank))
+        return found
 
     def move(self, node: Node, *, slides: Sequence[int] = ()) -> None:
         """Run the operator itself on the labels; see `walk.Walk`."""

@@ -36,7 +36,16 @@ class Products(Labels):
                 self.pin(node, f"{node.op} '{node.name}' has no channel rule")
             else:
                 rule(self, node)
+            for output in filter(None, node.outputs):
+                self._drop_single(output)
             self._passed(node)
+
+    def _drop_single(self, name: str) -> None:
+        """A value that holds one channel alone cannot lose it."""
+        for layer in self._layers(name):
+            if not layer.axes and layer.array.any():
+                self._pin(layer.array, "a value holds this channel alone")
+        self.layers[name] = [layer for layer in self._layers(name) if layer.axes]
 
     def multiply(self, node: Node, slots: tuple[int, int], terms: tuple[Term, Term], result: Term) -> None:
         """Multiply two activations and sum over the letters that `result` lacks; see `walk.Walk`."""
