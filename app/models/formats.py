@@ -11,16 +11,18 @@ from typing import BinaryIO
 
 from app.errors import Unprocessable
 
-ONNX, TORCHSCRIPT = "onnx", "torchscript"
+ONNX, TORCHSCRIPT, EXPORTED_PROGRAM = "onnx", "torchscript", "exported_program"
 _MAX_PROTOBUF_BYTES = 2**31 - 1
 _MAX_INDEX_BYTES = 64 << 20
 # Field numbers of ModelProto that a file can begin with, as protobuf tags.
 _ONNX_TAGS = {0x08, 0x12, 0x1A, 0x22, 0x28, 0x32, 0x3A, 0x42, 0x72, 0xA2, 0xCA}
-_ACCEPTED = "send an .onnx file, or a TorchScript archive written by torch.jit.save"
+_ACCEPTED = (
+    "send an .onnx file, a TorchScript archive written by torch.jit.save, or a .pt2 written by torch.export.save"
+)
 
 
 def tell_format(stream: BinaryIO, name: str) -> str:
-    """`onnx` or `torchscript`; raises `Unprocessable` with the code that inspection would give."""
+    """`onnx`, `torchscript` or `exported_program`; raises `Unprocessable` with the code that inspection would give."""
     head = stream.read(16)
     if head.startswith(b"PK\x03\x04"):
         return _tell_archive(stream)
@@ -33,8 +35,8 @@ def tell_format(stream: BinaryIO, name: str) -> str:
             hint=_ACCEPTED,
         )
     if head[0] not in _ONNX_TAGS:
-        code = "malformed_model" if name.lower().endswith((".onnx", ".pt", ".pth")) else "unsupported_format"
-        raise Unprocessable("neither ONNX nor TorchScript", code=code, hint=_ACCEPTED)
+        code = "malformed_model" if name.lower().endswith((".onnx", ".pt", ".pth", ".pt2")) else "unsupported_format"
+        raise Unprocessable("neither ONNX nor TorchScript nor an exported program", code=code, hint=_ACCEPTED)
     if stream.seek(0, 2) > _MAX_PROTOBUF_BYTES:
         raise Unprocessable("one protobuf file cannot be over 2 GiB", code="use_external_data")
     return ONNX
@@ -47,11 +49,8 @@ def _tell_archive(stream: BinaryIO) -> str:
     members = {name.partition("/")[2] for name in names}
     if any(m.startswith("code/") or m == "constants.pkl" for m in members):
         return TORCHSCRIPT
-    if (
-        any(m.startswith("models/") or m == "archive_format" for m in members)
-        or "serialized_exported_program.json" in names
-    ):
-        raise Unprocessable("exported programs (.pt2) are not read", code="unsupported_format", hint=_ACCEPTED)
+    if members & {"archive_format", "models/model.json"} or "serialized_exported_program.json" in names:
+        return EXPORTED_PROGRAM
     if "data.pkl" in members:
         raise Unprocessable("an archive of torch.save is a pickle", code="pickle_not_accepted", hint=_ACCEPTED)
     if any(name.lower().endswith(".onnx") for name in names):

@@ -32,7 +32,7 @@ class ModelRead(Read):
     id: str
     object: Literal["model"] = "model"
     name: str
-    format: str = Field(description="onnx | torchscript")
+    format: str = Field(description="onnx | torchscript | exported_program")
     size_bytes: int
     sha256: str
     status: str = Field(description="inspecting | ready | rejected")

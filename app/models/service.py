@@ -14,7 +14,7 @@ from app.api.uploaded_rows import StoredFile, add_or_find, delete_upload, get_up
 from app.artifacts.repository import find_artifact
 from app.errors import Conflict, NotFound, Unprocessable
 from app.ids import is_id, new_id
-from app.models.formats import ONNX, TORCHSCRIPT
+from app.models.formats import EXPORTED_PROGRAM, ONNX, TORCHSCRIPT
 from app.models.repository import page_of_models
 from app.tables import TENANT, JobRow, ModelRow
 
@@ -43,7 +43,7 @@ def register_artifact(
     artifact = find_artifact(session, job_id, artifact_name) if job and job.tenant == TENANT else None
     if job is None or artifact is None or not touch(artifact.sha256):
         raise NotFound("no such job, or it has no such artifact")
-    if artifact.format not in (ONNX, TORCHSCRIPT):
+    if artifact.format not in (ONNX, TORCHSCRIPT, EXPORTED_PROGRAM):
         raise Unprocessable(f"{artifact.name} is not a network", code="not_a_model")
     # TorchScript does not carry its signature: the job knows it.
     signature = job.spec.get("inputs") if artifact.format == TORCHSCRIPT else None

@@ -67,7 +67,6 @@ class TestCreateModel:
             ("a.txt", b"text", "unsupported_format"),
             ("a.pt", b"\x80\x04\x95\x00cos\nsystem\n", "pickle_not_accepted"),
             ("a.pt", torchscript("net/data.pkl", "net/data/0", "net/version"), "pickle_not_accepted"),
-            ("a.pt2", torchscript("net/archive_format", "net/models/model.json"), "unsupported_format"),
             ("a.zip", torchscript("net.onnx", "weights.bin"), "unsupported_format"),
             ("a.safetensors", (100).to_bytes(8, "little") + b'{"a": {}}', "architecture_missing"),
         ],
@@ -76,6 +75,16 @@ class TestCreateModel:
         before = stored_files(service)
         problem(service.post("/v1/models", files={"file": (name, blob)}), 422, code)
         assert stored_files(service) == before
+
+    @pytest.mark.parametrize(
+        "names",
+        [
+            ("net/archive_format", "net/models/model.json", "net/data/weights/weight_0", "net/byteorder"),
+            ("version", "serialized_exported_program.json", "serialized_state_dict.pt"),
+        ],
+    )
+    def test_an_exported_program_is_told_by_what_is_in_it(self, service: Service, names):
+        assert service.upload(torchscript(*names), "net.zip")["format"] == "exported_program"
 
     def test_a_broken_archive_is_left_to_inspection(self, service: Service):
         assert service.upload(b"PK\x03\x04 not a zip", "a.pt")["format"] == "torchscript"

@@ -45,7 +45,7 @@ def check_archive(path: Path) -> None:
     _check_magic(path)
     try:
         with zipfile.ZipFile(path) as archive:
-            entries = _index(archive)
+            entries = index_archive(archive)
             _check_kind(archive, entries)
             for name, info in entries.items():
                 if name.startswith("code/") and name.endswith(".py"):
@@ -69,8 +69,8 @@ def _check_magic(path: Path) -> None:
     raise _malformed("the file is not a zip archive, which TorchScript files are")
 
 
-def _index(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
-    """Entries by their path below the archive's one folder."""
+def index_archive(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+    """Entries by their path below the archive's one folder; refuses impossible names, doubles and bombs."""
     infos = archive.infolist()
     if len(infos) > _MOST_ENTRIES:
         raise _malformed(f"the archive has {len(infos)} entries")
@@ -94,9 +94,9 @@ def _index(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
 def _check_kind(archive: zipfile.ZipFile, entries: dict[str, zipfile.ZipInfo]) -> None:
     if any("exported_program" in name or name in ("archive_format", "models/model.json") for name in entries):
         raise ImportFailed(
-            "the file is an exported program (.pt2), which is not supported yet",
+            "the file is an exported program (.pt2), not TorchScript",
             code="unsupported_format",
-            hint="Save the network as TorchScript or ONNX.",
+            hint="Upload it as torch.export.save wrote it.",
         )
     if "data.pkl" not in entries:
         raise _malformed("the archive holds no model")
@@ -178,24 +178,43 @@ class _Reader(pickle.Unpickler):
         return _Object()
 
 
-def _check_pickle(name: str, data: bytes, entries: dict[str, zipfile.ZipInfo]) -> None:
-    reader = _read(name, data)
+def check_pickle_names(name: str, data: bytes, allowed: frozenset[str] | set[str]) -> _Reader:
+    """Read a pickle without importing anything; raises `ImportFailed` where it names another package than those."""
+    reader, failure = _try_to_read(name, data)
     for module, _ in reader.wanted:
-        if module.split(".")[0] not in ("__torch__", "torch", "collections"):
+        if module.split(".")[0] not in allowed:
             raise ImportFailed(f"'{name}' names '{module[:100]}', which no network needs", code="forbidden_pickle")
+    if failure is not None:
+        raise _unreadable(name, failure) from failure
+    return reader
+
+
+def _check_pickle(name: str, data: bytes, entries: dict[str, zipfile.ZipInfo]) -> None:
+    reader = check_pickle_names(name, data, {"__torch__", "torch", "collections"})
     folder = "constants" if name == "constants.pkl" else "data"
     for tensor in reader.tensors:
         _check_record(folder, tensor, entries)
 
 
 def _read(name: str, data: bytes) -> _Reader:
+    reader, failure = _try_to_read(name, data)
+    if failure is not None:
+        raise _unreadable(name, failure) from failure
+    return reader
+
+
+def _try_to_read(name: str, data: bytes) -> tuple[_Reader, Exception | None]:
     _check_nesting(name, data)
     reader = _Reader(data)
     try:
         reader.load()
     except Exception as error:  # a crafted pickle can make the reader fail in any way
-        raise _malformed(f"'{name}' cannot be read: {str(error)[:200]}") from error
-    return reader
+        return reader, error
+    return reader, None
+
+
+def _unreadable(name: str, failure: Exception) -> ImportFailed:
+    return _malformed(f"'{name}' cannot be read: {str(failure)[:200]}")
 
 
 def _check_nesting(name: str, data: bytes) -> None:
