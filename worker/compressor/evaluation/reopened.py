@@ -29,12 +29,13 @@ def job_dataset(request: Request, shapes: dict[str, tuple[int, ...]]) -> Dataset
     return load_dataset(request.dataset.file, request.dataset.format, request.spec)
 
 
-def relative_error(wanted: np.ndarray, found: np.ndarray) -> float:
-    """Largest difference over the largest magnitude; infinite where shapes or finiteness differ."""
+def relative_error(wanted: np.ndarray, found: np.ndarray, resolution: float = 0.0) -> float:
+    """Largest difference beyond the resolution over the largest magnitude; infinite where shapes or finiteness differ."""
     if wanted.shape != found.shape or not (np.isfinite(wanted) == np.isfinite(found)).all():
         return float("inf")
     wanted, found = np.nan_to_num(wanted.astype(np.float64)), np.nan_to_num(found.astype(np.float64))
-    return float(np.abs(wanted - found).max(initial=0.0) / max(float(np.abs(wanted).max(initial=0.0)), 1e-12))
+    beyond = max(float(np.abs(wanted - found).max(initial=0.0)) - resolution, 0.0)
+    return beyond / max(float(np.abs(wanted).max(initial=0.0)), 1e-12)
 
 
 def reopen(question: dict[str, Any]) -> dict[str, Any]:
@@ -84,9 +85,10 @@ def _parity(runner: Runner, path: Path) -> float | None:
     with np.load(path, allow_pickle=False) as kept:
         feeds = tuple(kept[name] for name in sorted(kept.files) if name.startswith("input"))
         wanted = [kept[name] for name in sorted(kept.files) if name.startswith("output")]
+        resolutions = kept["resolutions"].tolist()
     runner.run_rows(tuple(feed[:1] for feed in feeds))
     found = runner.run_rows(feeds)
-    error = max((relative_error(a, b) for a, b in zip(wanted, found, strict=True)), default=0.0)
+    error = max((relative_error(*pair) for pair in zip(wanted, found, resolutions, strict=True)), default=0.0)
     return error if np.isfinite(error) else None
 
 

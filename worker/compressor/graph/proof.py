@@ -18,7 +18,8 @@ from worker.compressor.graph.surgery import Cut, masked
 TOLERANCE = 1e-4
 #: Half precision rounds by 2**-11; sums of rounded terms are compared.
 _TOLERANCE_HALF = 2e-2
-_SATURATING = {"Softmax", "LogSoftmax", "Sigmoid", "Tanh", "HardSigmoid"}
+#: Their outputs lie in a fixed range, which hides differences of the inputs.
+SATURATING = {"Softmax", "LogSoftmax", "Sigmoid", "Tanh", "HardSigmoid"}
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def _watched(network: Network, analysis: Analysis) -> set[str]:
     for node in network.nodes:
         if node.name in consumers:
             found.add(node.outputs[0])
-        if node.op in _SATURATING and node.inputs[0] not in network.tensors:
+        if node.op in SATURATING and node.inputs[0] not in network.tensors:
             found.add(node.inputs[0])
     made = {output for node in network.nodes for output in node.outputs}
     return {name for name in found & made if _is_comparable(analysis, name)}
