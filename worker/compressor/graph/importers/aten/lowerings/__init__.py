@@ -1,0 +1,1 @@
+"""Lowerings of aten operators to ONNX 17, one family per file; found by `table.LOWERINGS`."""
