@@ -104,6 +104,7 @@ def _compute(case: Case, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
     model.CopyFrom(case.model)
     ports = list(model.graph.input)
     plain = all(isinstance(array, np.ndarray) for array in [*inputs, *outputs])
+    inputs, outputs = [_numpy(value) for value in inputs], [_numpy(value) for value in outputs]
     given = dict(zip([port.name for port in ports], inputs, strict=True))
     if plain:
         _fix_steering(model, given)
@@ -124,6 +125,11 @@ def _compute(case: Case, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
     for kind, results in _routes(network, feeds):
         for port, expected, result in zip(network.outputs, outputs, results, strict=True):
             _compare(case, f"{kind}, output '{port.name}'", np.asarray(expected), result)
+
+
+def _numpy(value: Any) -> Any:
+    """Formats that numpy lacks come as protobuf."""
+    return numpy_helper.to_array(value) if isinstance(value, onnx.TensorProto) else value
 
 
 def _routes(network: Network, feeds: dict[str, np.ndarray]) -> Iterator[tuple[str, list[np.ndarray]]]:
@@ -154,7 +160,7 @@ def _compare(case: Case, where: str, expected: np.ndarray, result: np.ndarray) -
 def _fix_steering(model: onnx.ModelProto, given: dict[str, Any]) -> None:
     """Make initializers of the inputs that steer an operator (axes, sizes): a network has those in the file."""
     steering: set[str] = set()
-    opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
     for node in reversed(model.graph.node):
         if node.op_type in _READS_SHAPES:
             continue

@@ -69,6 +69,8 @@ class Call:
     def dtype(self, slot: int) -> torch.dtype:
         """The dtype of an input, also where it is a proxy."""
         value = self.tensor(slot)
+        if isinstance(value, np.ndarray):
+            return torch.int64 if value.dtype == object else getattr(torch, value.dtype.name)
         if isinstance(value, torch.Tensor) or self._dtype is None:
             return value.dtype
         return getattr(torch, self._dtype(self.node.inputs[slot]))
@@ -96,6 +98,11 @@ class Call:
         if known is not None and known.dtype == object:
             raise self.refuse("computes with the values of a shape, which is only done for shapes")
         return self.tensor(slot)
+
+    def operands(self) -> tuple[Any, Any]:
+        """Both inputs of an elementwise operator as `operand` gives them, at least one of them a tensor."""
+        a, b = self.operand(0), self.operand(1)
+        return (self.tensor(0) if isinstance(a, (bool, int, float)) and isinstance(b, (bool, int, float)) else a), b
 
     def known(self, slot: int) -> np.ndarray | None:
         """The numbers of an input that is a constant or made from shapes; None where it is data."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from types import NoneType
 from typing import Any
 
 import torch
@@ -10,7 +12,10 @@ from torch.nn import functional
 
 from worker.compressor.graph.network import Node
 from worker.compressor.graph.operator import Call, Operator, register
+from worker.compressor.graph.unsigned import computed
 from worker.compressor.graph.walk import Walk
+
+_LARGEST = 3.4028234663852886e38  # of float32: the limits of Clip-6 where none is given
 
 
 def _elementwise(walk: Walk, node: Node) -> None:
@@ -25,23 +30,22 @@ def _with(op: str, versions: tuple[int, ...], function: Callable[[Call, Any], An
     register(Operator(op=op, versions=versions, run=lambda call: function(call, call.tensor(0)), channels=_elementwise))
 
 
-def _bound(call: Call, slot: int, attribute: str) -> Any:
-    """A limit of Clip: an attribute before opset 11, a known scalar since."""
-    if call.node.since_version < 11:
-        return call.attribute(attribute)
-    if not call.has(slot):
-        return None
-    known = call.known(slot)
-    if known is None or known.size != 1:
-        raise call.refuse("takes its limits from data")
-    return known.reshape(-1)[0].item()
-
-
 def _clip(call: Call) -> Any:
-    low, high = _bound(call, 1, "min"), _bound(call, 2, "max")
-    if low is None and high is None:
+    """Limits are attributes before opset 11, and inputs of one element since; where they cross, the upper one wins."""
+    if call.node.since_version < 11:
+        return torch.clamp(call.tensor(0), call.attribute("min", -_LARGEST), call.attribute("max", _LARGEST))
+    limits = [_limit(call, slot) for slot in (1, 2)]
+    if all(limit is None for limit in limits):
         return call.tensor(0)
-    return torch.clamp(call.tensor(0), low, high)
+    if any(not isinstance(limit, (int, float, NoneType)) for limit in limits):
+        limits = [call.tensor(slot) for slot in (1, 2)]
+    return computed(call, lambda x: torch.clamp(x, *limits), call.tensor(0), ordering=call.dtype(0) != torch.uint64)
+
+
+def _limit(call: Call, slot: int) -> Any:
+    """A number where the limit is known, a tensor where it is data."""
+    known = call.known(slot)
+    return call.tensor(slot) if known is None else known.reshape(-1)[0].item()
 
 
 def _gelu(call: Call) -> Any:
@@ -70,9 +74,32 @@ def _thresholded(call: Call, x: Any) -> Any:
 
 
 def _prelu(call: Call) -> Any:
+    x, slope = call.tensor(0), call.known(1)
+    if slope is not None and _is_per_channel(slope.shape, call.rank(0)):
+        return functional.prelu(x, torch.flatten(call.tensor(1)))
     # max(x, 0) + slope * min(x, 0) broadcasts as ONNX does, which functional.prelu does not
-    x = call.tensor(0)
     return torch.relu(x) - call.operand(1) * torch.relu(-x)
+
+
+def _is_per_channel(slope: tuple[int, ...], rank: int) -> bool:
+    """Whether the slopes lie along axis 1 alone, or are one."""
+    return math.prod(slope) == 1 or (len(slope) == rank - 1 and math.prod(slope) == slope[0])
+
+
+def _swish(call: Call, x: Any) -> Any:
+    alpha = call.attribute("alpha", 1.0)
+    return functional.silu(x) if alpha == 1.0 else x * torch.sigmoid(x * alpha)
+
+
+def _swiglu(call: Call) -> Any:
+    return _swish(call, call.tensor(0)) * call.tensor(1)
+
+
+def _shrink(call: Call, x: Any) -> Any:
+    edge, bias = call.attribute("lambd", 0.5), call.attribute("bias", 0.0)
+    if call.dtype(0).is_floating_point and bias in (0.0, edge):
+        return functional.softshrink(x, edge) if bias else functional.hardshrink(x, edge)
+    return torch.where(x < -edge, x + bias, torch.where(x > edge, x - bias, 0)).type_as(x)
 
 
 def _prelu_channels(walk: Walk, node: Node) -> None:
@@ -82,7 +109,6 @@ def _prelu_channels(walk: Walk, node: Node) -> None:
 _unary("Relu", (6, 13, 14), torch.relu)
 _unary("Sigmoid", (6, 13), torch.sigmoid)
 _unary("Tanh", (6, 13), torch.tanh)
-_unary("Erf", (9, 13), torch.erf)
 _unary("Softplus", (1, 22), functional.softplus)
 _unary("Softsign", (1, 22), functional.softsign)
 _unary("HardSwish", (14, 22), functional.hardswish)
@@ -93,6 +119,9 @@ _with("Elu", (6, 22), _elu)
 _with("Selu", (6, 22), _selu)
 _with("Celu", (12, 28), lambda call, x: functional.celu(x, call.attribute("alpha", 1.0)))
 _with("ThresholdedRelu", (10, 22), _thresholded)
+_with("Swish", (24,), _swish)
+_with("Shrink", (9,), _shrink)
+register(Operator(op="SwiGLU", versions=(28,), run=_swiglu, channels=lambda walk, node: walk.join(node)))
 register(Operator(op="Clip", versions=(6, 11, 12, 13), run=_clip, channels=_elementwise, data=(0,)))
 register(Operator(op="Gelu", versions=(20,), run=_gelu, channels=_elementwise))
 register(

@@ -1,9 +1,8 @@
-"""Shapes as numbers: Shape, Size, Cast, ConstantOfShape, Range, and comparisons of known numbers."""
+"""Shapes as numbers: Shape, Size, Cast, ConstantOfShape, Range, Where."""
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -71,21 +70,6 @@ def _constant_of_shape_known(node: Node, arrays: Sequence[np.ndarray]) -> np.nda
     return np.full([int(size) for size in arrays[0].tolist()], value.reshape(-1)[0])
 
 
-def _compare(op: str, versions: tuple[int, ...], function: Callable[[Any, Any], Any]) -> None:
-    def known(node: Node, arrays: Sequence[np.ndarray]) -> Any:
-        return function(arrays[0], arrays[1])
-
-    register(
-        Operator(
-            op=op,
-            versions=versions,
-            run=lambda call: function(call.operand(0), call.operand(1)),
-            known=known,
-            channels=lambda walk, node: walk.join(node),
-        )
-    )
-
-
 def _where(call: Call) -> Any:
     return torch.where(call.tensor(0), call.operand(1), call.operand(2))
 
@@ -134,6 +118,3 @@ register(Operator(op="Range", versions=(11, 27), run=_range, channels=_no_channe
 register(
     Operator(op="Where", versions=(9, 16), run=_where, known=_where_known, channels=lambda walk, node: walk.join(node))
 )
-_compare("Equal", (7, 11, 13, 19), operator.eq)
-_compare("Greater", (7, 9, 13), operator.gt)
-_compare("Less", (7, 9, 13), operator.lt)
