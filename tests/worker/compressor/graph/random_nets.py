@@ -7,96 +7,12 @@ builds nothing. Shapes are (N, channels, height, width), (N, length, features) o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
 
-Shape = tuple[int, ...]
-WIDTHS = (4, 8, 12, 16, 24)
-
-
-class Step(NamedTuple):
-    """One operator, and the numbers that choose its inputs and sizes."""
-
-    op: str
-    a: int
-    b: int
-    c: int
-
-    def __str__(self) -> str:
-        return f"{self.op}({self.a}, {self.b}, {self.c})"
-
-
-class Builder:
-    """An ONNX graph that grows; `values` holds (name, shape without N), the latest last."""
-
-    def __init__(self, rng: np.random.Generator, opset: int, start: Shape) -> None:
-        self.rng, self.opset = rng, opset
-        self.nodes: list[onnx.NodeProto] = []
-        self.tensors: list[onnx.TensorProto] = []
-        self.values: list[tuple[str, Shape]] = [("x", start)]
-        self.start = start
-        self.read: set[str] = set()
-
-    def pick(self, number: int, fits: Callable[[Shape], bool]) -> tuple[str, Shape] | None:
-        """A value whose shape fits, recent ones for small numbers."""
-        found = [value for value in reversed(self.values) if fits(value[1])]
-        return found[number % len(found)] if found else None
-
-    def weight(self, *shape: int, scale: float | None = None, offset: float = 0.0) -> str:
-        """A random constant; standard deviation 1/sqrt(fan in) unless given."""
-        fan_in = int(np.prod(shape[1:])) if len(shape) > 1 else 1
-        array = self.rng.standard_normal(shape) * (fan_in**-0.5 if scale is None else scale) + offset
-        return self.constant(array.astype(np.float32))
-
-    def constant(self, array: np.ndarray | Iterable[int]) -> str:
-        name = f"w{len(self.tensors)}"
-        made = array if isinstance(array, np.ndarray) else np.array(list(array), np.int64)
-        self.tensors.append(numpy_helper.from_array(made, name))
-        return name
-
-    def node(self, op: str, *inputs: str, outputs: int = 1, **attributes: object) -> str:
-        """Add a node; its first output's name, of which the others are made by `.k`."""
-        name = f"{op.lower()}{len(self.nodes)}"
-        names = [name] + [f"{name}.{k}" for k in range(1, outputs)]
-        self.nodes.append(helper.make_node(op, list(inputs), names, name=f"/{name}", **attributes))
-        self.read.update(inputs)
-        return name
-
-    def add(self, name: str, shape: Shape) -> None:
-        self.values.append((name, shape))
-
-    def reshape(self, x: str, *sizes: int) -> str:
-        return self.node("Reshape", x, self.constant(sizes))
-
-    def linear(self, x: str, width_in: int, width_out: int) -> str:
-        made = self.node("MatMul", x, self.weight(width_in, width_out, scale=width_in**-0.5))
-        return self.node("Add", made, self.weight(width_out, scale=0.2))
-
-    def convolution(self, x: str, out: int, per_group: int, kernel: int, **attributes: object) -> str:
-        pads = [kernel // 2] * 4
-        return self.node(
-            "Conv", x, self.weight(out, per_group, kernel, kernel), self.weight(out, scale=0.2),
-            kernel_shape=[kernel, kernel], pads=pads, **attributes,
-        )  # fmt: skip
-
-    def finish(self, steps: Sequence[Step]) -> onnx.ModelProto:
-        """Heads on up to two values that nothing reads yet."""
-        loose = [value for value in self.values if value[0] not in self.read][-2:]
-        outputs = []
-        for number, (name, shape) in enumerate(loose):
-            flat, width = name, shape[-1]
-            if len(shape) > 1:
-                flat, width = self.node("Flatten", name, axis=1), int(np.prod(shape))
-            made = self.node("Gemm", flat, self.weight(5, width), self.weight(5, scale=0.2), transB=1)
-            self.nodes.append(helper.make_node("Identity", [made], [f"y{number}"], name=f"/out{number}"))
-            outputs.append(helper.make_tensor_value_info(f"y{number}", TensorProto.FLOAT, ["N", 5]))
-        x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", *self.start])
-        graph = helper.make_graph(self.nodes, " ".join(["random", *map(str, steps)]), [x], outputs, self.tensors)
-        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.opset)], ir_version=8)
+from tests.worker.compressor.graph.random_builder import WIDTHS, Builder, Shape, Step
 
 
 def _picture(shape: Shape) -> bool:
@@ -177,14 +93,19 @@ def _gate(net: Builder, step: Step) -> None:
         net.add(net.node("Mul", x, net.node("Sigmoid", excited)), shape)
 
 
+def _without(shape: Shape, axis: int) -> Shape:
+    return shape[: axis - 1] + shape[axis:]
+
+
 def _concat(net: Builder, step: Step) -> None:
     if (found := net.pick(step.a, lambda shape: True)) is None:
         return
     x, shape = found
     axis = len(shape) if len(shape) < 3 else 1
-    alike = lambda o: (
-        len(o) == len(shape) and all(p == q for k, (p, q) in enumerate(zip(o, shape, strict=True), 1) if k != axis)
-    )  # noqa: E731,E501
+
+    def alike(other: Shape) -> bool:
+        return len(other) == len(shape) and _without(other, axis) == _without(shape, axis)
+
     other = net.pick(step.b, alike)
     if other is not None and shape[axis - 1] + other[1][axis - 1] <= 64:
         made = list(shape)
@@ -312,17 +233,22 @@ def _attention(net: Builder, step: Step) -> None:
     apart = [net.reshape(part, 0, length, heads, size) for part in parts]
     query, value = (net.node("Transpose", apart[index], perm=[0, 2, 1, 3]) for index in (0, 2))
     key = net.node("Transpose", apart[1], perm=[0, 2, 3, 1])
-    score = net.node("Mul", net.node("MatMul", query, key), net.constant(np.array(size**-0.5, np.float32)))
+    score = net.node("Mul", net.node("MatMul", query, key), net.constant(np.float32(size**-0.5)))
     mixed = net.node("MatMul", net.node("Softmax", score, axis=3), value)
     together = net.reshape(net.node("Transpose", mixed, perm=[0, 2, 1, 3]), 0, length, width)
     net.add(net.node("Add", net.linear(together, width, features), x), (length, features))
 
 
 def _layernorm(net: Builder, step: Step) -> None:
-    if net.opset >= 17 and (found := net.pick(step.a, lambda shape: len(shape) < 3)) is not None:
+    """Over the last axis, as exporters write it before opset 17."""
+    if (found := net.pick(step.a, lambda shape: len(shape) < 3)) is not None:
         x, shape = found
-        scale, bias = net.weight(shape[-1], scale=0.2, offset=1.0), net.weight(shape[-1], scale=0.2)
-        net.add(net.node("LayerNormalization", x, scale, bias, axis=-1), shape)
+        centred = net.node("Sub", x, net.mean(x, -1, keep=True))
+        squared = net.node("Mul", centred, centred)
+        spread = net.node("Sqrt", net.node("Add", net.mean(squared, -1, keep=True), net.constant(np.float32(1e-5))))
+        normal = net.node("Div", centred, spread)
+        scaled = net.node("Mul", normal, net.weight(shape[-1], scale=0.2, offset=1.0))
+        net.add(net.node("Add", scaled, net.weight(shape[-1], scale=0.2)), shape)
 
 
 def _mean(net: Builder, step: Step) -> None:
@@ -331,10 +257,8 @@ def _mean(net: Builder, step: Step) -> None:
         x, (length, features) = found
         if step.b % 2:
             net.add(net.node("Gather", x, net.constant(np.array(step.c % length, np.int64)), axis=1), (features,))
-        elif net.opset < 18:
-            net.add(net.node("ReduceMean", x, axes=[1], keepdims=0), (features,))
         else:
-            net.add(net.node("ReduceMean", x, net.constant([1]), keepdims=0), (features,))
+            net.add(net.mean(x, 1, keep=False), (features,))
 
 
 def _mix_positions(net: Builder, step: Step) -> None:

@@ -28,7 +28,7 @@ _ELEMENT_BYTES = {
     "ComplexDoubleStorage": 16,
 }  # fmt: skip
 _FORBIDDEN = re.compile(r"\b(?:torch|ops\.aten)\.(save|load|from_file|_from_file|_save_to_file)\s*\(")
-_NAMESPACE = re.compile(r"\bops\.(\w+)\.(\w+)")
+_NAMESPACE = re.compile(r"(?<![\w.])ops\.(\w+)\.(\w+)")  # not a class of a module called `ops`
 _CUSTOM_CLASS = re.compile(r"__torch__\.torch\.classes\.([\w.]+)")
 _KNOWN_NAMESPACES = {"aten", "prim", "prims"}
 _RE_SAVE = "Save it again with torch.jit.save(torch.jit.script(model.eval()), path)."

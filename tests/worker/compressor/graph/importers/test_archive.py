@@ -44,6 +44,11 @@ class TestCheckArchive:
     def test_a_sound_file_passes(self, sound):
         check_archive(sound)
 
+    def test_a_class_from_a_module_that_is_called_ops_passes(self, sound, tmp_path):
+        line = b"\n# __torch__.torchvision.ops.misc.Conv2dNormActivation\n"
+        name = code_of(sound)
+        check_archive(rewritten(sound, lambda n, data: data + line if n == name else data, tmp_path / "a.pt"))
+
     @pytest.mark.parametrize("blob", [b"", b"hello", b"PK\x03\x04 not a zip", b"\x00" * 100])
     def test_no_archive(self, blob, tmp_path):
         path = tmp_path / "a.pt"
