@@ -14,6 +14,7 @@ from worker.compressor.graph.labels import Role
 from worker.compressor.graph.layer import Layer
 from worker.compressor.graph.network import Network, Node
 from worker.compressor.graph.products import Products
+from worker.compressor.graph.walk import SHORT_BLOCK
 from worker.compressor.graph.zeros import keeps_zero
 
 
@@ -103,6 +104,10 @@ class Labelling(Products):
             self.evidence.contracted.append(np.unique(labels))
         else:
             self._inexact(labels, f"{node.op} '{node.name}' sums over them, and they are never zero")
+
+    def _goes_whole(self, name: str, layer: Layer, inside: set[int]) -> bool:
+        row = layer.array[tuple(slice(None) if axis in inside else 0 for axis in range(layer.array.ndim))]
+        return len(np.unique(row)) <= SHORT_BLOCK
 
     def _quota(self, blocks: np.ndarray) -> None:
         self.evidence.quotas.append(blocks)

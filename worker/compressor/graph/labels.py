@@ -63,6 +63,10 @@ class Labels(ABC):
         """These channels are summed over: they count for nothing where one of the named values is zero there."""
 
     @abstractmethod
+    def _goes_whole(self, name: str, layer: Layer, inside: set[int]) -> bool:
+        """Whether the channels along the axes `inside` are few enough to be kept or removed together."""
+
+    @abstractmethod
     def _quota(self, blocks: np.ndarray) -> None:
         """Each row of the array must lose the same number."""
 
@@ -266,7 +270,9 @@ class Labels(ABC):
         going_on = []
         for layer in self._layers(source):
             inside = set(axes) & set(layer.axes)
-            if inside and (inside == set(layer.axes) or (layer.narrowed in axes and not is_short(layer, inside))):
+            if inside and (
+                inside == set(layer.axes) or (layer.narrowed in axes and not self._goes_whole(source, layer, inside))
+            ):
                 if adds:
                     self._contract(node, layer.array, (source,))
                 else:
@@ -386,17 +392,6 @@ class Labels(ABC):
             line = self._settled(layer, off=set(layer.axes) - {axis}).line()
             own = self._align(name, axis - offset, line)
             self._mark(node, "follows", own)
-
-
-#: Blocks (of a group normalisation) up to this size go as a whole, which is exact; longer ones get narrower.
-SHORT_BLOCK = 16
-
-
-def is_short(layer: Layer, inside: set[int]) -> bool:
-    """Whether the channels that lie along the axes `inside`, all others fixed, are few."""
-    return len(np.unique(layer.array[tuple(slice(None) if a in inside else 0 for a in range(layer.array.ndim))])) <= (
-        SHORT_BLOCK
-    )
 
 
 def rows_of(layer: Layer, shape: Sequence[int], offset: int) -> np.ndarray | None:

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from worker.compressor.graph.labels import Labels, is_short, rows_of
+from worker.compressor.graph.labels import Labels, rows_of
 from worker.compressor.graph.layer import Layer, layer_along
 from worker.compressor.graph.network import Node
 from worker.compressor.graph.operator import operator_of
-from worker.compressor.graph.walk import Place
+from worker.compressor.graph.walk import SHORT_BLOCK, Place
 
 #: The letters of one operand's axes.
 Term = tuple[int, ...]
@@ -66,7 +66,11 @@ class Products(Labels):
         found = []
         for layer in self._layers(source):
             inside = closed & set(layer.axes)
-            if inside and inside != set(layer.axes) and (layer.narrowed not in inside or is_short(layer, inside)):
+            if (
+                inside
+                and inside != set(layer.axes)
+                and (layer.narrowed not in inside or self._goes_whole(source, layer, inside))
+            ):
                 layer = self._settled(layer, off=inside)
             elif inside:
                 self._inexact(layer.array, f"{node.op} '{node.name}' normalises over them")
@@ -91,6 +95,28 @@ class Products(Labels):
             rows = rows_of(layer, there, first)
             order = self._settled(layer, off=set(layer.axes) - {layer.narrowed}).line() if rows is None else rows
             self._mark(node, "follows", self._match(name, layer.narrowed - first, order))
+
+    def normalise_blocks(self, node: Node, blocks: int, weights: Sequence[int]) -> None:
+        """Normalise blocks of channels; see `walk.Walk`."""
+        source, output = node.inputs[0], node.outputs[0]
+        size = self.shape(source)[1] // blocks
+        self._settle(source, range(2, len(self.shape(source))))
+        labels = self._along(source, 1)
+        self.layers[output] = list(self._layers(source))
+        if labels is None:
+            return
+        if size <= SHORT_BLOCK:
+            rows = labels.reshape(-1, size)
+            self._meet(rows, rows[:, :1])
+        else:
+            rows = labels.reshape(blocks, -1)
+            self._inexact(rows, f"{node.op} '{node.name}' normalises over them")
+            self._quota(rows)
+        for slot in weights:
+            if not self.is_weight(node.inputs[slot]):
+                self._pin(labels, f"'{node.name}' takes its scale from data")
+            else:
+                self._mark(node, "follows", self._match(node.inputs[slot], 0, labels))
 
     def pick(self, node: Node, axis: int) -> None:
         """Take whole slices by numbers that are data (an embedding); see `walk.Walk`."""

@@ -12,6 +12,8 @@ from typing import Protocol
 
 from worker.compressor.graph.network import Node
 
+#: Blocks (of a group normalisation) up to this size go as a whole, which is exact; longer ones get narrower.
+SHORT_BLOCK = 16
 #: An input slot and an axis of the tensor in it.
 Place = tuple[int, int]
 
@@ -107,6 +109,10 @@ class Walk(Protocol):
         `weights`: slots of scales and biases, each with the axis of the value at which its axis 0 stands. Short blocks that
         are normalised by themselves go as a whole, which is exact.
         """
+        ...
+
+    def normalise_blocks(self, node: Node, blocks: int, weights: Sequence[int]) -> None:
+        """Normalise the channels of axis 1 in this many equal blocks, each by itself; `weights` have an entry per channel."""
         ...
 
     def pick(self, node: Node, axis: int) -> None:

@@ -17,6 +17,7 @@ def masked_upload(path, rows):
     """The plain second version: the uploaded file with what the report names set to zero, element by element."""
     model = onnx.load(path)
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    tensors |= {n.output[0]: n.attribute[0].t for n in model.graph.node if n.op_type == "Constant"}
     alias = {n.output[0]: n.input[0] for n in model.graph.node if n.op_type == "Identity" and n.input[0] in tensors}
     for number, row in enumerate(rows):
         array = numpy_helper.to_array(tensors[row.name]).copy()
