@@ -209,6 +209,9 @@ class Spec(SpecModel):
     outputs: list[Literal["onnx", "torchscript", "exported_program"]] | None = Field(
         default=None, min_length=1, max_length=3
     )
+    fold_batchnorm: bool = Field(
+        default=False, description="On the way out, BatchNormalization goes into the layer before it where it can."
+    )
     seed: int = Field(default=0, ge=0, le=2**32 - 1)
 
     @model_validator(mode="after")

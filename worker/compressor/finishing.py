@@ -11,102 +11,107 @@ from typing import Any
 import numpy as np
 
 from worker.compressor.data.dataset import Rows
-from worker.compressor.errors import CompressorError, ExportError, OutputCollapsed, TargetUnreachable
+from worker.compressor.delivery import FILES, Delivery, deliver, outgoing
+from worker.compressor.errors import CompressorError, ExportError, OutputCollapsed, RunAborted, TargetUnreachable
 from worker.compressor.evaluation.isolated import ask
 from worker.compressor.graph.counts import Counts, count
 from worker.compressor.graph.exporters.onnx import write_onnx
-from worker.compressor.graph.exporters.program import write_program
-from worker.compressor.graph.exporters.torchscript import write_torchscript
 from worker.compressor.graph.network import Network
 from worker.compressor.graph.proof import SATURATING
+from worker.compressor.graph.surgery import WeightCut, weight_cuts
 from worker.compressor.inspection import gzip_bytes
 from worker.compressor.job import Job, answers_file, identity
-from worker.compressor.outcome import Artifact, Outcome
+from worker.compressor.outcome import Artifact, Outcome, Status
 from worker.compressor.report.counts import layer_rows, target_met, totals
 from worker.compressor.report.documents import manifest, report, write_json
 from worker.compressor.report.result import ratios
 
-FILES = {"onnx": "model.onnx", "torchscript": "model.pt", "exported_program": "model.pt2"}
 PARITY_ROWS, TIMED_ROWS = 32, 64
 BATCHES = (1, 64)
 # Between the network in memory and a file that was written from it.
 PARITY = {"float32": 1e-3, "float64": 1e-3}
 HALF_PARITY = 3e-2
+_COUNTED = {"macs": "macs", "params": "num_params"}
 
 
 def finish(job: Job) -> Outcome:
-    """Artifacts, result and status; never `succeeded` without proof."""
-    after = count(job.network, job.shapes)
-    files, checked = _verify(job)
-    latency = _time(job, files)
-    result = _result(job, after, files, checked, latency)
-    error = _verdict(job, checked, result)
-    artifacts = [Artifact(FILES[name], "model", name, f"output/{FILES[name]}") for name in _formats(job)]  # type: ignore[arg-type]
-    artifacts += documents(job, artifacts, after, result)
-    status = "failed" if error else "succeeded"
-    return Outcome(status, error.as_dict() if error else None, job.context.warnings, result, None, artifacts)  # type: ignore[arg-type]
+    """Artifacts, result and status; never `succeeded` without proof. A file that cannot be written or read costs nothing else."""
+    cuts, context = weight_cuts(job.network), job.context
+    network = outgoing(job.network, fold_batchnorm=context.spec.fold_batchnorm)
+    after = count(network, job.shapes)
+    delivery = deliver(network, _formats(job), context.request.output)
+    error, result = delivery.error, None
+    try:
+        if delivery.networks:
+            checked = _verify(job, network, delivery)
+            latency = _time(job, network, delivery)
+            result = _result(job, after, delivery, checked, latency)
+            error = error or _verdict(job, checked, result)
+    except RunAborted:
+        raise
+    except CompressorError as failure:
+        error = error or failure
+    artifacts = delivery.artifacts
+    artifacts += documents(job, artifacts, after, result, cuts)
+    status: Status = "failed" if error else "succeeded"
+    return Outcome(status, error.as_dict() if error else None, context.warnings, result, None, artifacts)
 
 
-def documents(job: Job, artifacts: list[Artifact], after: Counts, result: dict[str, Any] | None) -> list[Artifact]:
-    """Write report and manifest beside the networks."""
-    from worker.compressor.graph.surgery import weight_cuts
-
+def documents(
+    job: Job,
+    artifacts: list[Artifact],
+    after: Counts,
+    result: dict[str, Any] | None,
+    cuts: list[WeightCut] | None = None,
+) -> list[Artifact]:
+    """Write report and manifest beside the networks; `cuts` are those of the job's network where that is not said."""
     context, proven = job.context, job.proven
     inexact_kept = {"exact": not proven.inexact, "inexact": proven.inexact}
     rows = layer_rows(job.counts, after, proven.kept_because)
     output = context.request.output
+    cuts = weight_cuts(job.network) if cuts is None else cuts
     write_json(
         output / "report.json",
-        report(
-            context,
-            result=result,
-            layers=rows,
-            weights=[row.as_dict() for row in weight_cuts(job.network)],
-            **inexact_kept,
-        ),
+        report(context, result=result, layers=rows, weights=[row.as_dict() for row in cuts], **inexact_kept),
     )
     made = [Artifact("report.json", "report", "json", "output/report.json")]
     write_json(output / "manifest.json", manifest(context, [*artifacts, *made]))
     return [*made, Artifact("manifest.json", "manifest", "json", "output/manifest.json")]
 
 
-def _verify(job: Job) -> tuple[dict[str, Path], dict[str, Any]]:
-    """Write the files, open them again in a fresh process, and judge them on every held-out row."""
-    context = job.context
+def _verify(job: Job, network: Network, delivery: Delivery) -> dict[str, Any]:
+    """Open the files again in a fresh process, and judge them on every held-out row."""
+    context, folder = job.context, job.context.request.folder
     with context.stage("verify") as stage:
-        output, folder = context.request.output, context.request.folder
-        files = {name: output / FILES[name] for name in _formats(job)}
-        # The ONNX form is what gets timed, so it is made even where nobody asked for it.
-        timed = files.get("onnx", folder / "timed.onnx")
-        write_onnx(job.network, timed)
-        if "torchscript" in files:
-            write_torchscript(job.network, files["torchscript"])
-        if "exported_program" in files:
-            write_program(job.network, files["exported_program"])
         context.progress(0.2)
-        _keep_reference(job, folder / "parity.npz")
-        answers = answers_file(context)
+        _keep_reference(job, network, folder / "parity.npz")
         checked = ask(
             "worker.compressor.evaluation.reopened",
             {
-                "folder": str(folder), "graph": str(job.graph), "first": _formats(job)[0], "identity": identity(context),
-                "files": {name: str(path) for name, path in files.items()}, "answers": str(answers),
+                "folder": str(folder), "graph": str(job.graph), "first": next(iter(delivery.networks)),
+                "files": {name: str(path) for name, path in delivery.networks.items()},
+                "identity": identity(context), "answers": str(answers_file(context)),
                 "parity": str(folder / "parity.npz"), "shapes": job.shapes,
             },
             folder,
         )  # fmt: skip
         stage.metrics |= {"figures": checked["figures"], "parity": checked["parity"]}
-    return {**files, "timed": timed}, checked
+    return checked
 
 
-def _time(job: Job, files: dict[str, Path]) -> dict[str, Any]:
+def _time(job: Job, network: Network, delivery: Delivery) -> dict[str, Any]:
     context, folder = job.context, job.context.request.folder
     with context.stage("latency"):
+        # The ONNX form is what gets timed, so it is made even where nobody asked for it.
+        timed = delivery.networks.get("onnx")
+        if timed is None:
+            timed = folder / "timed.onnx"
+            write_onnx(network, timed)
         feeds = _first_rows(job.data.test, TIMED_ROWS)
         np.savez(folder / "timed.npz", **{f"input{i:04d}": feed for i, feed in enumerate(feeds)})  # type: ignore[arg-type]
         fixed = job.answers.batch_size
         question = {
-            "before": str(job.graph), "after": str(files["timed"]), "feeds": str(folder / "timed.npz"),
+            "before": str(job.graph), "after": str(timed), "feeds": str(folder / "timed.npz"),
             "batches": BATCHES if fixed is None else (fixed,), "threads": context.request.threads,
         }  # fmt: skip
         found = ask("worker.compressor.evaluation.latency", question, folder)
@@ -116,12 +121,12 @@ def _time(job: Job, files: dict[str, Path]) -> dict[str, Any]:
 
 
 def _result(
-    job: Job, after: Counts, files: dict[str, Path], checked: dict[str, Any], latency: dict[str, Any]
+    job: Job, after: Counts, delivery: Delivery, checked: dict[str, Any], latency: dict[str, Any]
 ) -> dict[str, Any]:
     source = job.facts.get("source") or {}
     uploaded = source.get("format")
-    sizes = {name: files[name].stat().st_size for name in _formats(job)}
-    packed = {name: gzip_bytes(files[name]) for name in _formats(job)}
+    sizes = {name: path.stat().st_size for name, path in delivery.networks.items()}
+    packed = {name: gzip_bytes(path) for name, path in delivery.networks.items()}
     before = {
         **totals(job.counts),
         "size_bytes": {uploaded: source["size_bytes"]} if uploaded else {},
@@ -160,19 +165,23 @@ def _verdict(job: Job, checked: dict[str, Any], result: dict[str, Any]) -> Compr
     if not result["target"]["met"]:
         asked, left = result["target"]["asked"], result["compressed"]
         detail = f"the finished network has {left['macs']} macs and {left['num_params']} params, more than the target"
-        raise_for = next(iter(asked), "macs")
-        return TargetUnreachable(
-            f"{detail} ({asked})",
-            asked=job.counts.macs,
-            best=left["macs"] if raise_for == "macs" else left["num_params"],
-        )
+        ceilings = {name: _ceiling(job, name) for name in asked}
+        name = next(name for name, most in ceilings.items() if left[_COUNTED[name]] > most)
+        return TargetUnreachable(f"{detail} ({asked})", asked=ceilings[name], best=left[_COUNTED[name]])
     return None
 
 
-def _keep_reference(job: Job, path: Path) -> None:
+def _ceiling(job: Job, name: str) -> int:
+    """What the last prune step that names a target allows of the upload's count."""
+    whole = {"macs": job.counts.macs, "params": job.counts.num_params}[name]
+    targets = [getattr(step.prune.target, name) for step in job.context.spec.steps if step.prune]
+    return int([target.resolve(whole) for target in targets if target is not None][-1])
+
+
+def _keep_reference(job: Job, network: Network, path: Path) -> None:
     """Inputs and what the network in memory makes of them: what the files must reproduce."""
     feeds = _first_rows(job.data.test, PARITY_ROWS)
-    outputs = job.runner(job.network)(feeds)
+    outputs = job.runner(network)(feeds)
     arrays = {f"input{i:04d}": feed for i, feed in enumerate(feeds)} | {
         f"output{i:04d}": o for i, o in enumerate(outputs)
     }

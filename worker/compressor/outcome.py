@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 from worker.compressor.errors import CompressorError
 
+Kind = Literal["model", "weights", "report", "manifest"]
+Format = Literal["onnx", "torchscript", "exported_program", "safetensors", "json"]
 Status = Literal["succeeded", "failed", "infeasible", "ready", "rejected"]
 
 
@@ -18,8 +20,8 @@ class Artifact:
     """One file to keep: `file` is relative to the attempt's folder."""
 
     name: str
-    kind: Literal["model", "report", "manifest"]
-    format: Literal["onnx", "torchscript", "exported_program", "json"]
+    kind: Kind
+    format: Format
     file: str
 
 

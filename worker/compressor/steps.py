@@ -13,7 +13,7 @@ from worker.compressor.distillation.students import STUDENTS
 from worker.compressor.distillation.trainer import Hooks, Plan, Trained, Trainer
 from worker.compressor.errors import CompressorError, GraphError
 from worker.compressor.graph.batch import has_free_batch
-from worker.compressor.graph.batchnorm import fold_batchnorm, insert_batchnorm
+from worker.compressor.graph.batchnorm import fold_batchnorm, insert_batchnorm, with_biases
 from worker.compressor.graph.evaluation import observe
 from worker.compressor.graph.executor import to_module, write_back
 from worker.compressor.graph.network import Network
@@ -163,6 +163,7 @@ def _train_once(
     job: Job, step: int, options: Distill | Finetune, start: Network, insert: bool
 ) -> tuple[Trained, Network]:
     """Train a copy of `start`; `insert` puts BatchNorm in where there is none and folds it back at the end."""
+    start = with_biases(start) if insert else start
     context, view = job.context, job.view(start)
     if view is None:
         detail = "the network takes one sample at a time and cannot be freed from it, so it cannot be trained"

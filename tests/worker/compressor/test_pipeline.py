@@ -103,7 +103,12 @@ class TestSuccess:
         hashes = {row["name"]: row["sha256"] for row in manifest["artifacts"]}
         assert hashes["model.onnx"] == sha256(artifact(attempt, "model.onnx"))
         assert manifest["preprocess"] == PREPROCESS | {"layout": "NCHW"} and manifest["seed"] == 0
-        assert {row["name"] for row in outcome["artifacts"]} == {"model.onnx", "report.json", "manifest.json"}
+        assert {row["name"] for row in outcome["artifacts"]} == {
+            "model.onnx",
+            "weights.safetensors",
+            "report.json",
+            "manifest.json",
+        }
 
     def test_events_tell_progress_and_metrics(self, files, tmp_path):
         attempt, _ = compressed(tmp_path, files / "net.onnx", files / "labelled.npz", SPEC)

@@ -9,6 +9,7 @@ import onnx_ir as ir
 import torch
 
 from worker.compressor.graph.evaluation import Stepper, as_tensor
+from worker.compressor.graph.folding import fold
 from worker.compressor.graph.network import Network, Node
 
 _EPSILON = 1e-5
@@ -33,8 +34,25 @@ def fold_batchnorm(network: Network) -> Network:
     """A copy without the BatchNormalizations that `insert_batchnorm` put in, their effect in the convolutions."""
     result = network.copy()
     for node in [node for node in result.graph if (node.name or "").endswith(_SUFFIX)]:
-        _fold(result, node)
+        fold(result, node)
     result.remove_unused()
+    return result
+
+
+def with_biases(network: Network) -> Network:
+    """A copy in which every convolution that `insert_batchnorm` would take has a bias, 0 where it had none.
+
+    Folding back then only changes tensors that are there, so weights can go between views of one network by name.
+    """
+    result = network.copy()
+    targets = {node.outputs[0] for node in network.nodes if _takes_one(network, node)}
+    for node in [node for node in result.graph if node.outputs[0].name in targets]:
+        if len(node.inputs) < 3 or node.inputs[2] is None:
+            weight = network.tensors[node.inputs[1].name or ""] if node.inputs[1] is not None else np.zeros(0)
+            node.resize_inputs(3)
+            bias = np.zeros(len(weight), weight.dtype)
+            node.replace_input_with(2, result.add_tensor(f"{node.name or node.outputs[0].name}.bias", bias))
+    result.changed()
     return result
 
 
@@ -79,31 +97,3 @@ def _insert(network: Network, node: ir.Node, mean: np.ndarray, variance: np.ndar
     ir.convenience.replace_all_uses_with(output, made.outputs[0])
     made.replace_input_with(0, output)
     network.graph.insert_after(node, made)
-
-
-def _fold(network: Network, node: ir.Node) -> None:
-    source = node.inputs[0]
-    assert source is not None
-    convolution = source.producer()
-    assert convolution is not None
-    names = [value.name or "" for value in node.inputs[1:] if value is not None]
-    scale, bias, mean, variance = (network.tensors[name].astype(np.float64) for name in names)
-    factor = scale / np.sqrt(variance + node.attributes["epsilon"].as_float())
-    weight = convolution.inputs[1]
-    assert weight is not None
-    old = network.tensors[weight.name or ""]
-    shape = (-1,) + (1,) * (old.ndim - 1)
-    network.tensors[weight.name or ""] = (old * factor.reshape(shape)).astype(old.dtype)
-    previous = convolution.inputs[2] if len(convolution.inputs) > 2 else None
-    before = 0.0 if previous is None else network.tensors[previous.name or ""].astype(np.float64)
-    folded = ((before - mean) * factor + bias).astype(old.dtype)
-    if previous is None:
-        value = network.add_tensor(f"{convolution.name or source.name}.bias", folded)
-        if len(convolution.inputs) < 3:
-            convolution.resize_inputs(3)
-        convolution.replace_input_with(2, value)
-    else:
-        network.tensors[previous.name or ""] = folded
-    ir.convenience.replace_all_uses_with(node.outputs[0], source)
-    network.graph.remove(node, safe=True)
-    network.changed()
