@@ -14,10 +14,12 @@ from worker.compressor.data.dataset import Rows
 from worker.compressor.delivery import FILES, Delivery, deliver, outgoing
 from worker.compressor.errors import CompressorError, ExportError, OutputCollapsed, RunAborted, TargetUnreachable
 from worker.compressor.evaluation.isolated import ask
+from worker.compressor.evaluation.kept import keep_arrays
 from worker.compressor.graph.counts import Counts, count
 from worker.compressor.graph.exporters.onnx import write_onnx
 from worker.compressor.graph.network import Network
 from worker.compressor.graph.proof import SATURATING
+from worker.compressor.graph.precision import stored_dtypes
 from worker.compressor.graph.surgery import WeightCut, weight_cuts
 from worker.compressor.inspection import gzip_bytes
 from worker.compressor.job import Job, answers_file, identity
@@ -29,8 +31,8 @@ from worker.compressor.report.result import ratios
 PARITY_ROWS, TIMED_ROWS = 32, 64
 BATCHES = (1, 64)
 # Between the network in memory and a file that was written from it.
-PARITY = {"float32": 1e-3, "float64": 1e-3}
-HALF_PARITY = 3e-2
+# Half precision rounds every value on the way, to 11 bits and to 8.
+PARITY = {"float32": 1e-3, "float64": 1e-3, "float16": 3e-2, "bfloat16": 2e-1}
 _COUNTED = {"macs": "macs", "params": "num_params"}
 
 
@@ -108,7 +110,7 @@ def _time(job: Job, network: Network, delivery: Delivery) -> dict[str, Any]:
             timed = folder / "timed.onnx"
             write_onnx(network, timed)
         feeds = _first_rows(job.data.test, TIMED_ROWS)
-        np.savez(folder / "timed.npz", **{f"input{i:04d}": feed for i, feed in enumerate(feeds)})  # type: ignore[arg-type]
+        keep_arrays(folder / "timed.npz", {f"input{i:04d}": feed for i, feed in enumerate(feeds)})
         fixed = job.answers.batch_size
         question = {
             "before": str(job.graph), "after": str(timed), "feeds": str(folder / "timed.npz"),
@@ -156,7 +158,7 @@ def _verdict(job: Job, checked: dict[str, Any], result: dict[str, Any]) -> Compr
     """Why the result is not a success, None where it is one."""
     if checked["collapsed"]:
         return OutputCollapsed(f"the compressed network is worth nothing: {checked['collapsed']}")
-    limit = PARITY.get(job.original.outputs[0].dtype, HALF_PARITY)
+    limit = max([PARITY["float32"], *(PARITY[dtype] for dtype in stored_dtypes(job.original))])
     wrong = [name for name, error in checked["parity"].items() if error is None or error > limit]
     if wrong:
         return ExportError(
@@ -187,6 +189,7 @@ def _keep_reference(job: Job, network: Network, path: Path) -> None:
     }
     arrays["resolutions"] = np.array(_resolutions(job.network))
     np.savez(path, **arrays)  # type: ignore[arg-type]
+    keep_arrays(path, arrays)
 
 
 def _resolutions(network: Network) -> list[float]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from worker.compressor.data.checks import describe as describe_arrays
 from worker.compressor.data.formats import open_arrays
+from worker.compressor.errors import ExportError, ImportFailed
 from worker.compressor.outcome import Outcome
 from worker.compressor.request import Request
 
@@ -41,7 +42,10 @@ def inspect_model(request: Request) -> Outcome:
         return Outcome("ready", facts={**dict.fromkeys(unknown), "unsupported": []})
     network, graph_facts = import_model(source.file, source.format, request.signature)
     facts = describe(network, None)
-    write_onnx(network, request.output / "graph.onnx")
+    try:
+        write_onnx(network, request.output / "graph.onnx")
+    except ExportError as error:  # nothing was changed yet: it came like this
+        raise _not_valid(error) from error
     graph_facts |= {
         "macs_at": facts["macs_at"],
         "source": {
@@ -51,6 +55,17 @@ def inspect_model(request: Request) -> Outcome:
         },
     }
     return Outcome("ready", facts={**facts, "graph_facts": graph_facts})
+
+
+def _not_valid(error: ExportError) -> ImportFailed:
+    is_dtype = "unsupported type" in error.detail
+    return ImportFailed(
+        f"the file is not valid ONNX at its opset: {error.detail.partition(': ')[2]}",
+        code="unsupported_dtype" if is_dtype else "malformed_model",
+        hint="Export with a newer opset: bfloat16 is in most operators since opset 13, in convolutions since 22."
+        if is_dtype
+        else "Export the network again and upload the new file.",
+    )
 
 
 def gzip_bytes(path: Path) -> int:

@@ -15,15 +15,16 @@ from worker.compressor.checkpoints import Checkpoints
 from worker.compressor.context import Context
 from worker.compressor.data.dataset import Dataset, Rows
 from worker.compressor.errors import InputMismatch, NothingToCompress
+from worker.compressor.evaluation.engine import open_onnx
 from worker.compressor.evaluation.judge import Judge, module_runner
 from worker.compressor.evaluation.original import Original
 from worker.compressor.evaluation.reopened import job_dataset
-from worker.compressor.evaluation.runtime import OnnxRunner
 from worker.compressor.graph.batch import free_batch, has_free_batch
 from worker.compressor.graph.counts import Counts, count
 from worker.compressor.graph.executor import to_module
 from worker.compressor.graph.importers import load_graph
 from worker.compressor.graph.network import Network
+from worker.compressor.graph.precision import in_float32, rounded
 
 Shapes = dict[str, tuple[int, ...]]
 Feeds = dict[str, np.ndarray]
@@ -62,13 +63,17 @@ class Job:
         return self.context.spec.task or "none"
 
     def view(self, network: Network) -> Network | None:
-        """The network with a free batch, its tensors under their own names; None where its batch is fixed for good."""
-        return network if has_free_batch(network) else free_batch(network)
+        """The network in float32 with a free batch, its tensors under their own names; None where its batch is fixed for good.
+
+        It is `network` itself where nothing had to be changed; `taken_back` brings weights from a view to their network.
+        """
+        wide = in_float32(network)
+        return wide if has_free_batch(wide) else free_batch(wide)
 
     def runner(self, network: Network) -> Callable[[tuple[np.ndarray, ...]], tuple[np.ndarray, ...]]:
         """The network in inference on numpy batches: all rows at once, or one by one where its batch is fixed."""
         view = self.view(network)
-        module = to_module(view or network, trainable=False).eval().to(self.context.device)
+        module = to_module(view or in_float32(network), trainable=False).eval().to(self.context.device)
         run = module_runner(module, self.context.device)
         if view is not None:
             return run
@@ -90,6 +95,19 @@ class Job:
         return dict(zip(names, chosen.feeds(slice(None)), strict=True))
 
 
+def taken_back(network: Network, view: Network) -> Network:
+    """A copy of `network` with the weights of a view of it, in its own dtypes and with its own batch axis.
+
+    Tensors that the view did not change stay as they are to the bit.
+    """
+    result = network.copy()
+    for name, array in network.tensors.items():
+        found = view.tensors.get(name)
+        if found is not None and not np.array_equal(found, array.astype(found.dtype)):
+            result.tensors[name] = rounded(found, array)
+    return result
+
+
 def open_job(context: Context) -> Job:
     """Read graph and data and see that they fit together.
 
@@ -106,7 +124,9 @@ def open_job(context: Context) -> Job:
         shapes = _shapes_of(data, network, shapes)
     for warning in data.warnings:
         context.warn(warning)
-    runner = OnnxRunner(request.graph.file, request.threads)
+    runner = open_onnx(request.graph.file, request.threads)
+    if runner.runtime != "onnxruntime":
+        context.warn("onnxruntime cannot run this network in its data types, so it is judged and timed in torch")
     answers = Original(runner, identity(context), answers_file(context))
     runner.run_rows(data.train.feeds(slice(0, 1)))
     counts = count(network, shapes)

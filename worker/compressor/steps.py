@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,10 @@ from worker.compressor.graph.batchnorm import fold_batchnorm, insert_batchnorm, 
 from worker.compressor.graph.evaluation import observe
 from worker.compressor.graph.executor import to_module, write_back
 from worker.compressor.graph.network import Network
+from worker.compressor.graph.precision import in_float32
 from worker.compressor.graph.proof import Proof, prove
 from worker.compressor.graph.surgery import Cut, cut
-from worker.compressor.job import Feeds, Job
+from worker.compressor.job import Feeds, Job, taken_back
 from worker.compressor.pruning.reconstruction.lockstep import reconstruct
 from worker.compressor.pruning.structures import STRUCTURES, Choice
 
@@ -70,7 +72,7 @@ def _proven_cut(job: Job, step: int, options: Prune, ceilings: dict[str, int]) -
         choice = structure.choose(job.network, job.shapes, options, ceilings, rng, refused)
         exact = {group: units for group, units in choice.kept.items() if choice.analysis.groups[group].exact}
         try:
-            proof = prove(job.network, cut(job.network, choice.analysis, exact), choice.analysis, feeds)
+            proof = _proven(job, choice, exact, feeds)
             return choice, cut(job.network, choice.analysis, choice.kept), proof
         except GraphError as error:
             failing = [group for group in exact if not _is_exact_alone(job, choice, group, feeds)]
@@ -84,9 +86,16 @@ def _proven_cut(job: Job, step: int, options: Prune, ceilings: dict[str, int]) -
                 )
 
 
+def _proven(job: Job, choice: Choice, kept: dict[int, np.ndarray], feeds: Feeds) -> Proof:
+    """The proof of a cut, in float32 whatever the network computes in: half precision would hide small mistakes."""
+    made = cut(job.network, choice.analysis, kept)
+    wide = replace(made, network=in_float32(made.network))
+    return prove(in_float32(job.network), wide, choice.analysis, feeds)
+
+
 def _is_exact_alone(job: Job, choice: Choice, group: int, feeds: Feeds) -> bool:
     try:
-        prove(job.network, cut(job.network, choice.analysis, {group: choice.kept[group]}), choice.analysis, feeds)
+        _proven(job, choice, {group: choice.kept[group]}, feeds)
     except GraphError:
         return False
     return True
@@ -115,7 +124,7 @@ def recover(job: Job, step: int, options: Prune) -> None:
         fitted, repair = reconstruct(
             original, network, feeds, refit=recovery.refit, batchnorm=recovery.batchnorm, progress=context.progress
         )
-        mended, judge = _with_tensors(job.network, fitted), job.judge()
+        mended, judge = taken_back(job.network, fitted), job.judge()
         before, after = judge(job.runner(job.network)), judge(job.runner(mended))
         stage.metrics |= {"samples": len(next(iter(feeds.values())))}
         stage.metrics |= {"refitted": len(repair.refitted), "measured": len(repair.measured)}
@@ -175,7 +184,7 @@ def _train_once(
     def taken(source: GraphModule) -> Network:
         result = view.copy()
         write_back(result, source)
-        return _with_tensors(start, fold_batchnorm(result) if insert else result)
+        return taken_back(start, fold_batchnorm(result) if insert else result)
 
     trainer = Trainer(
         module,
@@ -200,15 +209,6 @@ def _has_room_for_batchnorm(network: Network) -> bool:
     """Whether there are convolutions, and no BatchNorm: exports fold all of them away or none."""
     operators = {node.op for node in network.nodes}
     return "Conv" in operators and "BatchNormalization" not in operators
-
-
-def _with_tensors(network: Network, source: Network) -> Network:
-    """A copy of `network` with the weights of a view of it: the user's own batch axis stays as it is."""
-    if has_free_batch(network):
-        return source
-    result = network.copy()
-    result.tensors |= {name: source.tensors[name] for name in result.tensors if name in source.tensors}
-    return result
 
 
 def _objective(job: Job, options: Distill | Finetune) -> Objective:

@@ -28,6 +28,7 @@ from worker.compressor.distillation.schedule import learning_rate
 from worker.compressor.evaluation.judge import Score, module_runner
 from worker.compressor.evaluation.original import Original
 from worker.compressor.evaluation.runtime import Feeds, Outputs
+from worker.compressor.graph.evaluation import shared_tensor
 from worker.compressor.outcome import keep_whole
 
 MAX_GRADIENT_NORM = 1.0
@@ -215,7 +216,7 @@ def _fast_layout(module: GraphModule, device: torch.device) -> GraphModule:
 
 
 def _input(feed: np.ndarray, device: torch.device) -> Tensor:
-    tensor = torch.from_numpy(feed).to(device)
+    tensor = shared_tensor(feed).to(device)
     return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
 
 

@@ -13,6 +13,7 @@ from worker.compressor.data.dataset import Rows
 from worker.compressor.evaluation.original import Original
 from worker.compressor.evaluation.runtime import Feeds, Outputs
 from worker.compressor.evaluation.tally import Tally
+from worker.compressor.graph.evaluation import shared_tensor
 
 MAX_ROWS = 2048
 BATCH = 256
@@ -57,7 +58,7 @@ def module_runner(module: torch.nn.Module, device: torch.device) -> Callable[[Fe
 
     def run(feeds: Feeds) -> Outputs:
         with torch.inference_mode():
-            outputs = module(*(torch.from_numpy(feed).to(device) for feed in feeds))
+            outputs = module(*(shared_tensor(feed).to(device) for feed in feeds))
         return tuple(np.atleast_1d(output.float().cpu().numpy()) for output in outputs)
 
     return run

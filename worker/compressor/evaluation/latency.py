@@ -17,8 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from worker.compressor.evaluation.engine import open_onnx
 from worker.compressor.evaluation.isolated import answer
-from worker.compressor.evaluation.runtime import Feeds, OnnxRunner
+from worker.compressor.evaluation.kept import kept_arrays
+from worker.compressor.evaluation.runtime import Feeds, Runner
 
 MIN_RUNS = 20
 SECONDS, MAX_SECONDS = 0.4, 30.0
@@ -28,19 +30,18 @@ LOCK_NAME = "featherweight-latency.lock"
 
 def measure(question: dict[str, Any]) -> dict[str, Any]:
     """Rows `{batch, min, p50, p95, runtime, device}` in milliseconds for both files."""
-    runners = [OnnxRunner(Path(question[side]), question["threads"]) for side in ("before", "after")]
-    with np.load(question["feeds"], allow_pickle=False) as kept:
-        samples = tuple(kept[name] for name in sorted(kept.files))
+    runners = [open_onnx(Path(question[side]), question["threads"]) for side in ("before", "after")]
+    samples = kept_arrays(Path(question["feeds"]), "input")
     rows: tuple[list[dict[str, Any]], list[dict[str, Any]]] = ([], [])
     with machine_lock() as is_alone:
         for batch in question["batches"]:
             feeds = tuple(sample[np.arange(batch) % len(sample)] for sample in samples)
-            for side, times in zip(rows, interleaved(runners, feeds), strict=True):
-                side.append(_row(batch, times))
+            for side, runner, times in zip(rows, runners, interleaved(runners, feeds), strict=True):
+                side.append(_row(batch, times, runner.runtime))
     return {"before": rows[0], "after": rows[1], "alone": is_alone}
 
 
-def interleaved(runners: list[OnnxRunner], feeds: Feeds) -> list[list[float]]:
+def interleaved(runners: list[Runner], feeds: Feeds) -> list[list[float]]:
     """Times in seconds of each runner, turn by turn: at least 20 each unless that takes half a minute."""
     for runner in runners:
         runner.run(feeds)
@@ -84,9 +85,9 @@ def _acquire(handle: int) -> bool:
             time.sleep(0.05)
 
 
-def _row(batch: int, times: list[float]) -> dict[str, Any]:
+def _row(batch: int, times: list[float], runtime: str) -> dict[str, Any]:
     shortest, middle, slow = (float(np.percentile(times, q)) * 1e3 for q in (0, 50, 95))
-    return {"batch": batch, "min": shortest, "p50": middle, "p95": slow, "runtime": "onnxruntime", "device": "cpu"}
+    return {"batch": batch, "min": shortest, "p50": middle, "p95": slow, "runtime": runtime, "device": "cpu"}
 
 
 if __name__ == "__main__":

@@ -14,7 +14,9 @@ import numpy as np
 from worker.compressor.data.dataset import Dataset, load_dataset
 from worker.compressor.data.noise import noise_dataset
 from worker.compressor.errors import ExportError
+from worker.compressor.evaluation.engine import EngineRunner, open_onnx
 from worker.compressor.evaluation.isolated import answer
+from worker.compressor.evaluation.kept import kept_arrays
 from worker.compressor.evaluation.original import BATCH, Original
 from worker.compressor.evaluation.runtime import OnnxRunner, Outputs, Runner, TorchRunner
 from worker.compressor.evaluation.tally import Tally
@@ -43,11 +45,10 @@ def reopen(question: dict[str, Any]) -> dict[str, Any]:
     request = read_request(Path(question["folder"]))
     assert request.spec is not None
     rows = job_dataset(request, {name: tuple(shape) for name, shape in question["shapes"].items()}).test
-    original_runner = OnnxRunner(Path(question["graph"]), request.threads)
+    original_runner = open_onnx(Path(question["graph"]), request.threads)
     original = Original(original_runner, question["identity"], Path(question["answers"]))
     runners = {
-        name: _open(name, Path(path), request.threads, original_runner.batch_size)
-        for name, path in question["files"].items()
+        name: _open(name, Path(path), request.threads, original_runner) for name, path in question["files"].items()
     }
     tally = Tally(request.spec.task or "none")
     for at in range(0, len(rows), BATCH):
@@ -64,9 +65,12 @@ def reopen(question: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _open(name: str, path: Path, threads: int, batch_size: int | None) -> Runner:
+def _open(name: str, path: Path, threads: int, original: Runner) -> Runner:
     try:
-        return OnnxRunner(path, threads) if name == "onnx" else TorchRunner(path, threads, batch_size)
+        if name != "onnx":
+            return TorchRunner(path, threads, original.batch_size)
+        # What onnxruntime ran before the cut it must run after it.
+        return EngineRunner(path, threads) if isinstance(original, EngineRunner) else OnnxRunner(path, threads)
     except Exception as error:
         raise ExportError(f"the {name} file that was written cannot be opened: {str(error)[:300]}") from error
 
@@ -82,10 +86,8 @@ def _parity(runner: Runner, path: Path) -> float | None:
 
     One row alone has to go through as well: a batch of 1 is what torch's exporters like to fix.
     """
-    with np.load(path, allow_pickle=False) as kept:
-        feeds = tuple(kept[name] for name in sorted(kept.files) if name.startswith("input"))
-        wanted = [kept[name] for name in sorted(kept.files) if name.startswith("output")]
-        resolutions = kept["resolutions"].tolist()
+    feeds, wanted = kept_arrays(path, "input"), kept_arrays(path, "output")
+    resolutions = kept_arrays(path, "resolutions")[0].tolist()
     runner.run_rows(tuple(feed[:1] for feed in feeds))
     found = runner.run_rows(feeds)
     error = max((relative_error(*pair) for pair in zip(wanted, found, resolutions, strict=True)), default=0.0)

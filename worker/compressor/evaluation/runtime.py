@@ -20,6 +20,7 @@ class Runner(ABC):
     """Computes a network; `batch_size` is the only number of rows it takes, None where that is free."""
 
     batch_size: int | None = None
+    runtime = "torch"
 
     @abstractmethod
     def run(self, feeds: Feeds) -> Outputs:
@@ -45,6 +46,8 @@ class Runner(ABC):
 class OnnxRunner(Runner):
     """An ONNX file (or its bytes) in onnxruntime on the CPU."""
 
+    runtime = "onnxruntime"
+
     def __init__(self, source: Path | bytes, threads: int) -> None:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
@@ -69,6 +72,13 @@ class OnnxRunner(Runner):
         return tuple(np.atleast_1d(np.asarray(output)) for output in outputs)
 
 
+def has_no_kernels(error: Exception) -> bool:
+    """Whether onnxruntime refused a sound network for want of kernels: it takes bfloat16 for invalid in older operators."""
+    return isinstance(error, state.NotImplemented) or (
+        isinstance(error, state.InvalidGraph) and "bfloat16" in str(error)
+    )
+
+
 class TorchRunner(Runner):
     """A TorchScript file or an exported program in torch on the CPU; nested outputs are flattened in order.
 
@@ -89,8 +99,10 @@ class TorchRunner(Runner):
         """See `Runner.run`."""
         import torch
 
+        from worker.compressor.graph.evaluation import shared_tensor
+
         with torch.inference_mode():
-            output = self._module(*(torch.from_numpy(np.ascontiguousarray(feed)) for feed in feeds))
+            output = self._module(*(shared_tensor(np.ascontiguousarray(feed)) for feed in feeds))
         return tuple(_flat(output))
 
 

@@ -57,6 +57,13 @@ def as_tensor(array: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(array).reshape(array.shape).copy())
 
 
+def shared_tensor(array: np.ndarray) -> torch.Tensor:
+    """A torch tensor on the array's own memory (bfloat16 included)."""
+    if array.dtype.name == "bfloat16":
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
 def as_array(tensor: torch.Tensor, like: np.ndarray) -> np.ndarray:
     """The tensor's content as a numpy array of the dtype of `like`."""
     tensor = tensor.detach().cpu().contiguous()

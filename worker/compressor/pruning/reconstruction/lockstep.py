@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worker.compressor.graph.evaluation import Stepper
+from worker.compressor.graph.evaluation import Stepper, shared_tensor
 from worker.compressor.graph.network import Network, Node
 from worker.compressor.pruning.reconstruction.fitting import MAX_INPUTS, Aim, fit
 from worker.compressor.pruning.reconstruction.layers import LinearLayer, linear_layer
@@ -57,7 +57,7 @@ class _Lockstep:
     def __init__(
         self, original: Network, network: Network, feeds: Mapping[str, np.ndarray], refit: bool, batchnorm: bool
     ) -> None:
-        tensors = {name: torch.from_numpy(np.ascontiguousarray(feed)) for name, feed in feeds.items()}
+        tensors = {name: shared_tensor(np.ascontiguousarray(feed)) for name, feed in feeds.items()}
         self.teacher, self.student = Stepper(original, tensors), Stepper(network, dict(tensors))
         self.repair = Repair()
         self._refit, self._batchnorm = refit, batchnorm
