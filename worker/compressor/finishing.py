@@ -18,8 +18,8 @@ from worker.compressor.evaluation.kept import keep_arrays
 from worker.compressor.graph.counts import Counts, count
 from worker.compressor.graph.exporters.onnx import write_onnx
 from worker.compressor.graph.network import Network
-from worker.compressor.graph.proof import SATURATING
 from worker.compressor.graph.precision import stored_dtypes
+from worker.compressor.graph.proof import SATURATING
 from worker.compressor.graph.surgery import WeightCut, weight_cuts
 from worker.compressor.inspection import gzip_bytes
 from worker.compressor.job import Job, answers_file, identity
@@ -187,8 +187,7 @@ def _keep_reference(job: Job, network: Network, path: Path) -> None:
     arrays = {f"input{i:04d}": feed for i, feed in enumerate(feeds)} | {
         f"output{i:04d}": o for i, o in enumerate(outputs)
     }
-    arrays["resolutions"] = np.array(_resolutions(job.network))
-    np.savez(path, **arrays)  # type: ignore[arg-type]
+    arrays["resolutions"] = np.array(_resolutions(network))
     keep_arrays(path, arrays)
 
 
