@@ -257,7 +257,7 @@ def _put(build: Builder, changed: Tensor, result: Tensor) -> None:
         member = parent
     for member in changed.family():
         whole = next((content for holder, content in follows if member.covers(holder)), None)
-        if whole is None:
-            member.stale = True
-        else:
+        if whole is not None:
             member.rebind(whole)
+        elif member.overlaps(changed):
+            member.stale = True

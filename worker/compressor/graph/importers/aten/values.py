@@ -28,12 +28,13 @@ class Tensor:
         trials: meta tensors, one per trial.
         known: the content, where it depends on nothing but constants that are not weights.
         name: the dotted name of a parameter or buffer.
+        filled: the number that it holds everywhere, where it was made so in a free size.
         stale: a view of it was changed in place, so that its content is no longer known here.
         parent, place: the tensor that this one is a view of, and how to put it back (`slice` or `select`, its arguments).
         views: the tensors that are views of this one.
     """
 
-    __slots__ = ("_make", "_value", "known", "name", "parent", "place", "stale", "trials", "views")
+    __slots__ = ("_make", "_value", "filled", "known", "name", "parent", "place", "stale", "trials", "views")
 
     def __init__(
         self,
@@ -43,10 +44,12 @@ class Tensor:
         make: Callable[[], ir.Value] | None = None,
         known: torch.Tensor | None = None,
         name: str | None = None,
+        filled: Number | None = None,
     ) -> None:
         self.trials = trials
         self.known = known
         self.name = name
+        self.filled = filled
         self.stale = False
         self.parent: Tensor | None = None
         self.place: tuple[str, tuple[Any, ...]] | None = None
@@ -91,6 +94,11 @@ class Tensor:
         """The length of each axis; None where it is free."""
         return tuple(self.size(axis) for axis in range(self.rank))
 
+    @property
+    def is_zero(self) -> bool:
+        """Whether it is known to hold nothing but 0."""
+        return self.filled == 0 or (self.known is not None and not self.known.any())
+
     def shares(self, other: Tensor) -> bool:
         """Whether both lie in the same memory."""
         return self.trials[0].untyped_storage()._cdata == other.trials[0].untyped_storage()._cdata
@@ -104,6 +112,13 @@ class Tensor:
             b.storage_offset(),
         )
 
+    def overlaps(self, other: Tensor) -> bool:
+        """Whether an element of one is an element of the other, both in the same memory."""
+        a, b = self.trials[0], other.trials[0]
+        places = torch.arange(a.untyped_storage().nbytes() // a.element_size())
+        mine, theirs = (places.as_strided(t.shape, t.stride(), t.storage_offset()).reshape(-1) for t in (a, b))
+        return bool(torch.isin(mine, theirs).any())
+
     def family(self) -> list[Tensor]:
         """All that are known to lie in the same memory, this one included."""
         root = self
@@ -116,7 +131,7 @@ class Tensor:
 
     def rebind(self, other: Tensor) -> None:
         """Hold what the other one holds: what an operator in place does. The memory stays its own."""
-        self.known, self.name = other.known, other.name
+        self.known, self.name, self.filled = other.known, other.name, other.filled
         self._value, self._make = other._value, other._make
 
 

@@ -130,14 +130,13 @@ class Walker:
         output = node.output()
         if not node.hasAttribute("value"):
             return None
-        value = output.toIValue()
-        return self.attribute(value, "CONSTANTS") if isinstance(value, torch.Tensor) else value
+        return self.attribute(output.toIValue(), "CONSTANTS")
 
     def attribute(self, value: Any, path: str) -> Value:
         """A value that hangs on a module: tensors become weights under their dotted name, once each."""
         if isinstance(value, torch.Tensor):
             name = self._names.get(address(value), path)
-            if value.ndim == 0 or name == "CONSTANTS" or not value.numel():
+            if value.ndim == 0 or (name.startswith("CONSTANTS") and name == path) or not value.numel():
                 return self.build.known(value.detach())
             if name not in self._made:
                 self._made[name] = self.build.weight(name, value)

@@ -183,6 +183,42 @@ class InPlace(nn.Module):
 
 
 @listed
+class Recurrent(nn.Module):
+    shape = FREE_SEQUENCE
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(16, 12, 2, batch_first=True, bidirectional=True)
+        self.gru, self.rnn = nn.GRU(24, 8), nn.RNN(8, 6, 2, nonlinearity="relu", bias=False)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        y, (h, c) = self.lstm(x)
+        z, last = self.gru(y.transpose(0, 1), torch.ones(1, x.shape[0], 8))
+        w, _ = self.rnn(z)
+        return self.head(w.transpose(0, 1)), h + c, last
+
+
+@listed
+class Steps(nn.Module):
+    """Cells, one step after the other."""
+
+    shape = SEQUENCE
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm, self.gru, self.rnn = nn.LSTMCell(16, 12), nn.GRUCell(12, 8), nn.RNNCell(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h, c, g, r = x.new_zeros(x.shape[0], 12), x.new_zeros(x.shape[0], 12), x.new_ones(x.shape[0], 8), x[:, 0, :8]
+        for step in range(x.shape[1]):
+            h, c = self.lstm(x[:, step], (h, c))
+            g = self.gru(h, g)
+            r = self.rnn(g, r)
+        return r + c[:, :8]
+
+
+@listed
 class Positions(nn.Module):
     """A table of relative positions read by a buffer of numbers, and a token in front, as in vision transformers."""
 

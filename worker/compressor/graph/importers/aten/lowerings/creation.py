@@ -12,7 +12,7 @@ from worker.compressor.graph.importers.aten.values import Free, Tensor, Unsuppor
 
 
 @lowers("zeros", "ones", "full", "new_zeros", "new_ones", "new_full", "empty", "new_empty")
-def filled(to: Call, size: list[int | Free], **options: Value) -> ir.Value:
+def filled(to: Call, size: list[int | Free], **options: Value) -> Value:
     """One number everywhere, in the size asked for."""
     return _filled(to, to.build.ints(size), _fill_value(to, options))
 
@@ -32,13 +32,15 @@ def _fill_value(to: Call, options: dict[str, Value]) -> Value:
     return 1 if "ones" in to.name else 0
 
 
-def _filled(to: Call, shape: ir.Value, number: Value) -> ir.Value:
+def _filled(to: Call, shape: ir.Value, number: Value) -> Value:
     if not is_number(number):
         return to.emit("Expand", to.like(number, to.out.dtype), shape)
     content = torch.tensor([number], dtype=to.out.dtype)
     if to.out.dtype == torch.bfloat16:
-        return to.emit("Expand", to.build.known(content), shape)
-    return to.emit("ConstantOfShape", shape, value=ir.tensor(content.numpy()))
+        value = to.emit("Expand", to.build.known(content), shape)
+    else:
+        value = to.emit("ConstantOfShape", shape, value=ir.tensor(content.numpy()))
+    return Tensor(to.out.trials, value, filled=number)
 
 
 @lowers("arange")
