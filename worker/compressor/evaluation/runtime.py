@@ -90,9 +90,12 @@ class TorchRunner(Runner):
 
         torch.set_num_threads(threads)
         if path.suffix == ".pt2":
-            self._module = torch.export.load(path).module()
+            from worker.compressor.graph.programs import caller
+
+            self._call = caller(torch.export.load(path))
         else:
-            self._module = torch.jit.load(str(path), map_location="cpu").eval()
+            module = torch.jit.load(str(path), map_location="cpu").eval()
+            self._call = lambda tensors: module(*tensors)
         self.batch_size = batch_size
 
     def run(self, feeds: Feeds) -> Outputs:
@@ -102,7 +105,7 @@ class TorchRunner(Runner):
         from worker.compressor.graph.evaluation import shared_tensor
 
         with torch.inference_mode():
-            output = self._module(*(shared_tensor(np.ascontiguousarray(feed)) for feed in feeds))
+            output = self._call([shared_tensor(np.ascontiguousarray(feed)) for feed in feeds])
         return tuple(_flat(output))
 
 

@@ -87,7 +87,7 @@ class _Recorder:
         setattr(self._root, _MOMENTUM, 0.1)
 
     def placeholder(self, name: str) -> fx.Proxy:
-        return fx.Proxy(self._graph.placeholder(_identifier(name)), self._tracer)
+        return fx.Proxy(self._graph.placeholder(identifier(name)), self._tracer)
 
     def constant(self, name: str) -> fx.Proxy:
         """The tensor as an attribute of the module, made at its first use."""
@@ -125,7 +125,7 @@ class _Recorder:
         return module
 
     def _store(self, name: str, tensor: torch.Tensor, weight: bool) -> str:
-        base = attribute = _identifier(name)
+        base = attribute = identifier(name)
         number = 0
         while hasattr(self._root, attribute):
             number += 1
@@ -146,7 +146,7 @@ def _is_bias(network: Network, node: Node, slot: int) -> bool:
     return node.op == "Add" and maker is not None and operator_of(maker).macs is not None
 
 
-def _identifier(name: str) -> str:
+def identifier(name: str) -> str:
     """A Python name that tells where it comes from."""
     plain = re.sub(r"\W+", "_", name).strip("_")
     return plain if re.match(r"[A-Za-z]", plain) else f"t_{plain}"

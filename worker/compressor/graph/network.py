@@ -67,7 +67,8 @@ class Network:
 
     `tensors` holds every constant by value name, `origins` says for each of them what it was in the upload, and
     `layers` gives layer names (by first output) where they are not the ONNX node names, and `sample_shapes` are input
-    shapes of one sample that the network is known to take.
+    shapes of one sample that the network is known to take. `structure` says how it is called, where that is more than
+    tensors in order (see `structure.py`).
     """
 
     def __init__(
@@ -78,10 +79,12 @@ class Network:
         origins: dict[str, Origin] | None = None,
         layers: dict[str, str] | None = None,
         sample_shapes: Mapping[str, tuple[int, ...]] | None = None,
+        structure: dict[str, Any] | None = None,
     ) -> None:
         self.model = model
         self.tensors = tensors
         self.sample_shapes = dict(sample_shapes or {})
+        self.structure = structure
         self.layers = dict(layers or {})
         self.origins = dict(origins or {})
         for name, array in tensors.items():
@@ -127,6 +130,7 @@ class Network:
             origins=self.origins,
             layers=self.layers,
             sample_shapes=self.sample_shapes,
+            structure=self.structure,
         )
 
     def consumers(self) -> dict[str, list[tuple[Node, int]]]:

@@ -9,6 +9,7 @@ from typing import Any
 from worker.compressor.errors import ImportFailed
 from worker.compressor.graph.importers.facts import read_facts, write_facts
 from worker.compressor.graph.importers.onnx import import_onnx
+from worker.compressor.graph.importers.program import import_program
 from worker.compressor.graph.importers.torchscript import import_torchscript, load_module
 from worker.compressor.graph.network import Network
 
@@ -29,6 +30,8 @@ def import_model(path: Path, format: str, signature: Signature | None) -> tuple[
         network = import_onnx(path, signature)
     elif format == "torchscript":
         network = import_torchscript(path, signature)
+    elif format == "exported_program":
+        network = import_program(path, signature)
     else:
         raise ImportFailed(f"the format {format} is not supported", code="unsupported_format")
     return network, write_facts(network)

@@ -14,7 +14,7 @@ from worker.compressor.graph.normalise import listed_inputs
 
 
 def write_facts(network: Network) -> dict[str, Any]:
-    """Layer names, the source of each tensor, and the shapes at which the import was tried; JSON-ready."""
+    """Layer names, the source of each tensor, the shapes at which the import was tried, how it is called; JSON-ready."""
     return {
         "layers": dict(network.layers),
         "tensors": {
@@ -23,6 +23,7 @@ def write_facts(network: Network) -> dict[str, Any]:
             if origin.source != name or origin.nodes
         },
         "sample_shapes": {name: list(shape) for name, shape in network.sample_shapes.items()},
+        "structure": network.structure,
     }
 
 
@@ -43,7 +44,8 @@ def read_facts(path: Path, facts: Mapping[str, Any]) -> Network:
         for name, array in tensors.items()
     }
     shapes = {name: tuple(shape) for name, shape in facts.get("sample_shapes", {}).items()}
-    return Network(graph, tensors, origins=origins, layers=facts.get("layers"), sample_shapes=shapes)
+    layers, structure = facts.get("layers"), facts.get("structure")
+    return Network(graph, tensors, origins=origins, layers=layers, sample_shapes=shapes, structure=structure)
 
 
 def _names(nodes: list[str] | None) -> tuple[str, ...] | None:

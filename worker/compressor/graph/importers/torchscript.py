@@ -19,9 +19,10 @@ import onnx_ir as ir
 import torch
 
 from worker.compressor.errors import ImportFailed
-from worker.compressor.graph.counts import is_float, sources_of_constants, weights_of
+from worker.compressor.graph.counts import is_float
 from worker.compressor.graph.evaluation import as_array, run, torch_dtype
 from worker.compressor.graph.importers.archive import check_archive
+from worker.compressor.graph.importers.layer_names import name_layers
 from worker.compressor.graph.importers.onnx import try_once
 from worker.compressor.graph.importers.validation import check_model
 from worker.compressor.graph.network import Network, Origin
@@ -71,7 +72,7 @@ def import_torchscript(path: Path, signature: Signature | None) -> Network:
         network = normalise(ir.from_proto(model))
         _restore(network, truth)
     _check_nothing_lost(network, module, truth, inputs)
-    _name_layers(network)
+    name_layers(network)
     try_once(network, signature)
     _check_parity(network, module, signature)
     return network
@@ -242,22 +243,6 @@ def _matters(module: Any, parameter: torch.Tensor, inputs: list[torch.Tensor]) -
         after = _flat(module(*inputs))
         parameter.detach().copy_(kept)
     return any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
-
-
-def _name_layers(network: Network) -> None:
-    """Layers are called by the module that owns their first weight; nodes of frozen files keep the exporter's name."""
-    sources, taken = sources_of_constants(network), set[str]()
-    for node in network.nodes:
-        owners = [network.origins[name].source for _, name in sorted(weights_of(node, sources, network).items())]
-        owners = [owner for owner in owners if not owner.startswith("CONSTANTS.")]
-        name = owners[0].rpartition(".")[0] or owners[0] if owners else node.name.strip("/").replace("/", ".")
-        base, number = name, 1
-        while name in taken:
-            number += 1
-            name = f"{base}:{number}"
-        taken.add(name)
-        network.layers[node.outputs[0]] = name
-    network.changed()
 
 
 def _check_parity(network: Network, module: Any, signature: Signature) -> None:
