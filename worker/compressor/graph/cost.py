@@ -48,7 +48,7 @@ class CostModel:
         self._shapes = analysis.facts.shapes
         self._shrinking = {name: shrinkings(analysis, name) for name in self._shapes}
         sources = sources_of_constants(network)
-        weights = {name for node in network.nodes for name in weights_of(node, sources, network).values()}
+        weights = {name for node in network.nodes for _, name in weights_of(node, sources, network)}
         self._copies: dict[str, list[str]] = {}
         for name, first in network.tied().items():
             if name in weights:

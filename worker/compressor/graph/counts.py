@@ -13,6 +13,7 @@ from worker.compressor.graph.operator import operator_of
 
 #: A weight behind one of these is still that weight.
 _PASSED_THROUGH = {"Identity", "Reshape", "Cast", "Unsqueeze", "Squeeze", "Transpose", "Flatten"}
+_ASSEMBLED = {"Slice", "Split", "Concat"}
 
 
 @dataclass(frozen=True)
@@ -37,23 +38,47 @@ class Counts:
     layers: list[LayerCount]
 
 
-def sources_of_constants(network: Network) -> dict[str, str]:
-    """For each value that is a constant, also behind Identity, Reshape and the like, the tensor that it is."""
-    found = {name: name for name in network.tensors}
+@dataclass(frozen=True)
+class Sources:
+    """Which tensor a value is: `plain` behind Identity, Reshape and the like, `assembled` also behind Slice and Concat."""
+
+    plain: Mapping[str, str]
+    assembled: Mapping[str, tuple[str, ...]]
+
+
+def sources_of_constants(network: Network) -> Sources:
+    """For each value that is a constant, or made of constants by moving their elements, the tensors that it is."""
+    plain = {name: name for name in network.tensors}
+    assembled: dict[str, tuple[str, ...]] = {name: (name,) for name in network.tensors}
     for node in network.nodes:
-        if node.op in _PASSED_THROUGH and node.domain == "" and node.inputs[0] in found:
-            found[node.outputs[0]] = found[node.inputs[0]]
+        if node.domain != "":
+            continue
+        if node.op in _PASSED_THROUGH and node.inputs[0] in plain:
+            plain[node.outputs[0]] = plain[node.inputs[0]]
+        parts = node.inputs if node.op == "Concat" else node.inputs[:1]
+        if node.op in _PASSED_THROUGH | _ASSEMBLED and all(name in assembled for name in parts):
+            tensors = tuple(dict.fromkeys(tensor for name in parts for tensor in assembled[name]))
+            assembled.update(dict.fromkeys(node.outputs, tensors))
+    return Sources(plain, assembled)
+
+
+def weights_of(node: Node, sources: Sources, network: Network) -> list[tuple[int, str]]:
+    """Weight slots and tensor names: the float constants, scalars excepted, in the slots that hold weights.
+
+    Recurrent operators may have several in a slot: exporters put gates and directions together by Slice and Concat.
+    """
+    operator = operator_of(node)
+    found: list[tuple[int, str]] = []
+    for slot in operator.weights:
+        name = node.inputs[slot] if slot < len(node.inputs) else ""
+        tensors = (sources.plain[name],) if name in sources.plain else sources.assembled.get(name, ())
+        if name in sources.plain or operator.assembles:
+            found += [(slot, tensor) for tensor in tensors if _is_weight(network.tensors[tensor])]
     return found
 
 
-def weights_of(node: Node, sources: Mapping[str, str], network: Network) -> dict[int, str]:
-    """Weight slot → tensor name: the float constants, scalars excepted, in the slots that hold weights."""
-    found = {}
-    for slot in operator_of(node).weights:
-        source = sources.get(node.inputs[slot]) if slot < len(node.inputs) else None
-        if source is not None and is_float(network.tensors[source]) and network.tensors[source].ndim > 0:
-            found[slot] = source
-    return found
+def _is_weight(array: np.ndarray) -> bool:
+    return is_float(array) and array.ndim > 0
 
 
 def is_float(array: np.ndarray) -> bool:
@@ -70,7 +95,7 @@ def count(network: Network, feeds_shape: Mapping[str, tuple[int, ...]]) -> Count
     for node in network.nodes:
         operator = operator_of(node)
         weights = weights_of(node, sources, network)
-        new = {tied[name] for name in weights.values()} - seen
+        new = {tied[name] for _, name in weights} - seen
         seen |= new
         nonzero += sum(int(np.count_nonzero(network.tensors[name])) for name in new)
         params = sum(network.tensors[name].size for name in new)

@@ -17,6 +17,7 @@ from worker.compressor.graph.counts import sources_of_constants, weights_of
 from worker.compressor.graph.evaluation import as_array, as_tensor, evaluate, observe
 from worker.compressor.graph.network import Network, Node
 from worker.compressor.graph.operator import operator_of
+from worker.compressor.graph.rows import cancel
 
 _MOMENTUM = "batchnorm_momentum"
 TENSORS = "tensors"  # key in `GraphModule.meta`: attribute name → names of the tensors that it holds
@@ -81,7 +82,7 @@ class _Recorder:
         self._weights = {
             self._tied[name]
             for node in network.nodes
-            for slot, name in weights_of(node, sources, network).items()
+            for slot, name in weights_of(node, sources, network)
             if network.tensors[name].size > 1 or _is_bias(network, node, slot)
         }
         setattr(self._root, _MOMENTUM, 0.1)
@@ -114,7 +115,7 @@ class _Recorder:
             value = self.env[name] if name in self.env else self.constant(name)
             results.append((self.lift(value) if isinstance(value, np.ndarray) else value).node)
         self._graph.output(results[0] if single and len(results) == 1 else tuple(results))
-        self._graph.eliminate_dead_code()
+        cancel(self._graph, self._root)
         module = fx.GraphModule(self._root, self._graph)
         tensors: dict[str, tuple[str, ...]] = {}
         for name, first in self._tied.items():

@@ -17,12 +17,13 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from worker.compressor.graph.concatenation import concatenate
 from worker.compressor.graph.counts import is_float
 from worker.compressor.graph.evaluation import Facts, as_tensor, evaluate
 from worker.compressor.graph.layer import Layer, layer_along, raised
 from worker.compressor.graph.network import Network, Node
 from worker.compressor.graph.operator import operator_of
-from worker.compressor.graph.recurrence import is_stacked, recur, stacked
+from worker.compressor.graph.recurrence import recur
 from worker.compressor.graph.walk import Place
 
 Role = Literal["produces", "follows", "consumes"]
@@ -233,30 +234,7 @@ class Labels(ABC):
 
     def concatenate(self, node: Node, axis: int) -> None:
         """The inputs one after the other; see `walk.Walk`."""
-        output = node.outputs[0]
-        rank = len(self.shape(output))
-        axis %= rank
-        if is_stacked(self, node, axis):
-            self.layers[output] = stacked(self, node, axis)
-            self.states.add(output)
-            return
-        lines = [self._along(name, axis) if name not in self.network.tensors else None for name in node.inputs]
-        rest: list[Layer] = []
-        for name in node.inputs:
-            for layer in self._layers(name):
-                if axis not in layer.axes:
-                    rest = self._merge(rest, layer)
-        for layer in rest:
-            for name in node.inputs:
-                self._face(node, layer, name, rank)
-        self.layers[output] = rest
-        if any(line is not None for line in lines):
-            lengths = [self.shape(name)[axis] for name in node.inputs]
-            whole = [
-                np.zeros(length, np.int64) if line is None else line
-                for line, length in zip(lines, lengths, strict=True)
-            ]
-            self.layers[output] = [*rest, layer_along(np.concatenate(whole), axis, rank)]
+        concatenate(self, node, axis)
 
     def recur(
         self, node: Node, *, vectors: Sequence[int], states: Sequence[Place], places: Sequence[tuple[int, int]]

@@ -179,7 +179,10 @@ class Network:
 
     def remove_unused(self) -> None:
         """Drop the nodes and constants that no output depends on. Counts as an edit."""
+        firsts = {node: node.outputs[0].name for node in self.graph}
         RemoveUnusedNodesPass()(self.model)
+        for node in self.graph:
+            node.outputs[0].name = node.outputs[0].name or firsts[node]  # a node is known by it, read or not
         self.changed()
         used = {value.name for node in self.graph for value in node.inputs if value is not None}
         used |= {value.name for value in self.graph.outputs}

@@ -183,6 +183,7 @@ class Operator:
         channels: how channel labels pass through; None pins every channel that reaches the operator.
         macs: multiply-accumulates of one evaluation at given shapes; None: it counts none.
         weights: input slots that hold weights (`num_params` of API.md); a scalar is not one.
+        assembles: weights may be put together from several tensors by Slice and Concat.
         known: numpy function for known numbers (shape arithmetic); None: shapes cannot pass through.
         data: input slots that hold data, where other slots steer (axes, sizes); None: all.
         rewrite: the operator's own shape inputs after a cut; None: they do not depend on it.
@@ -194,6 +195,7 @@ class Operator:
     channels: ChannelRule | None = None
     macs: Macs | None = None
     weights: tuple[int, ...] = ()
+    assembles: bool = False
     known: Known | None = None
     data: tuple[int, ...] | None = None
     rewrite: Rewrite | None = None

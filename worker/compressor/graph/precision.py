@@ -31,7 +31,7 @@ def foreign_dtypes(network: Network) -> frozenset[str]:
 def stored_dtypes(network: Network) -> frozenset[str]:
     """The floating-point dtypes other than float32 in which weights are stored or inputs come."""
     sources = sources_of_constants(network)
-    weights = {name for node in network.nodes for name in weights_of(node, sources, network).values()}
+    weights = {name for node in network.nodes for _, name in weights_of(node, sources, network)}
     found = {network.tensors[name].dtype.name for name in weights} | {port.dtype for port in network.inputs}
     return frozenset(found & _CODES.keys())
 

@@ -1,4 +1,4 @@
-"""How labels pass through recurrent operators, and through what stacks their directions or layers.
+"""How labels pass through recurrent operators.
 
 A hidden unit of a direction is one channel: it has its rows in every gate of W, R, the biases and peepholes, its column
 in R, which reads it back, its initial state, and its place in the outputs. Directions keep different units, but the same
@@ -58,8 +58,10 @@ def _read_inputs(walk: Labels, node: Node) -> None:
             walk._pin(layer.array, f"{node.op} '{node.name}' reads them one after the other")
     if labels is None:
         walk._pin(walk._own_or_derived(weight, 2), f"'{source}' is not narrowed")
-    else:
+    elif weight in walk.network.tensors:
         walk._mark(node, "consumes", walk._match(weight, 2, labels))
+    else:
+        walk._mark(node, "consumes", _matched(walk, weight, 2, labels[None]))
 
 
 def _begin(walk: Labels, node: Node, name: str, axis: int, units: np.ndarray) -> None:
@@ -67,7 +69,7 @@ def _begin(walk: Labels, node: Node, name: str, axis: int, units: np.ndarray) ->
     if walk.is_weight(name) and (axis == 0 or len(units) == 1):
         walk._mark(node, "follows", _matched(walk, name, 2, units))
         return
-    labels = _rows(walk, name, axis, 2)
+    labels = rows_along(walk, name, axis, 2)
     if labels is None:
         walk._pin(units, f"the state of '{node.name}' begins as '{name}', which is not narrowed")
     else:
@@ -79,7 +81,7 @@ def _of_parts(walk: Labels, name: str, axis: int) -> np.ndarray:
     num_parts = walk.shape(name)[0]
     if name in walk.network.tensors:
         return walk._own(name, axis, num_parts).reshape(num_parts, -1)
-    labels = _rows(walk, name, 0, axis)
+    labels = rows_along(walk, name, 0, axis)
     return np.zeros((num_parts, walk.shape(name)[axis]), np.int64) if labels is None else labels
 
 
@@ -92,7 +94,7 @@ def _matched(walk: Labels, name: str, axis: int, order: np.ndarray) -> np.ndarra
     return own
 
 
-def _rows(walk: Labels, name: str, parts: int, axis: int) -> np.ndarray | None:
+def rows_along(walk: Labels, name: str, parts: int, axis: int) -> np.ndarray | None:
     """Labels `(D, n)` along two axes of a value, all layers there made one; None where it has none."""
     rank, num_parts = len(walk.shape(name)), walk.shape(name)[parts]
     found = [
@@ -113,28 +115,3 @@ def _layer(units: np.ndarray, direction: int, unit: int, rank: int) -> Layer:
     shape = [1] * rank
     shape[direction], shape[unit] = units.shape
     return Layer(units.reshape(shape), (direction, unit) if len(units) > 1 else (unit,), unit)
-
-
-def is_stacked(walk: Labels, node: Node, axis: int) -> bool:
-    """Whether a concatenation puts directions or layers beside each other: each keeps its own units along other axes."""
-    names = node.inputs
-    inside = all(name in walk.states or (walk.is_weight(name) and name not in walk.network.tensors) for name in names)
-    return inside and not any(layer.axes == (axis,) for name in names for layer in walk._layers(name))
-
-
-def stacked(walk: Labels, node: Node, axis: int) -> list[Layer]:
-    """The layers of such a concatenation: for each axis that gets shorter one, with a row per position along `axis`."""
-    narrowed = sorted({layer.narrowed for name in node.inputs for layer in walk._layers(name) if layer.axes})
-    found = []
-    for other in narrowed:
-        rows = [_rows(walk, name, axis, other) for name in node.inputs]
-        whole = [
-            np.zeros((walk.shape(name)[axis], walk.shape(name)[other]), np.int64) if row is None else row
-            for row, name in zip(rows, node.inputs, strict=True)
-        ]
-        array = np.concatenate(whole)
-        shape = [1] * len(walk.shape(node.outputs[0]))
-        shape[axis], shape[other] = array.shape
-        array = (array if axis < other else array.T).reshape(shape)
-        found.append(Layer(array, tuple(sorted((axis, other))), other))
-    return found

@@ -42,8 +42,8 @@ def named_weights(network: Network) -> dict[str, np.ndarray]:
 def _tensors(network: Network) -> Iterator[str]:
     sources = sources_of_constants(network)
     for node in network.nodes:
-        yield from weights_of(node, sources, network).values()
+        yield from (name for _, name in weights_of(node, sources, network))
         for slot in _STATISTICS.get(node.op, ()):
-            name = sources.get(node.inputs[slot]) if slot < len(node.inputs) else None
+            name = sources.plain.get(node.inputs[slot]) if slot < len(node.inputs) else None
             if name is not None and is_float(network.tensors[name]):
                 yield name

@@ -10,7 +10,7 @@ def name_layers(network: Network) -> None:
     """Layers are called by the module that owns their first weight; nodes of frozen files keep the exporter's name."""
     sources, taken = sources_of_constants(network), set[str]()
     for node in network.nodes:
-        owners = [network.origins[name].source for _, name in sorted(weights_of(node, sources, network).items())]
+        owners = [network.origins[name].source for _, name in weights_of(node, sources, network)]
         owners = [owner for owner in owners if not owner.startswith("CONSTANTS.")]
         name = owners[0].rpartition(".")[0] or owners[0] if owners else node.name.strip("/").replace("/", ".")
         base, number = name, 1

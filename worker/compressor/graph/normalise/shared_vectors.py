@@ -11,6 +11,9 @@ import onnx_ir as ir
 
 from worker.compressor.graph.network import Network, Origin
 
+#: A vector that is read part by part (the gates of a bias) is one all the same.
+_PARTS = {"Slice", "Split"}
+
 
 def apply(network: Network) -> None:
     """Give every reading operator its own copy of a shared float vector, and say in `origins` whose it is."""
@@ -25,7 +28,7 @@ def apply(network: Network) -> None:
 def _split(network: Network, source: str, copies: list[str]) -> None:
     array = network.tensors[copies[0]]
     reads = [(node, slot, name) for name in copies for node, slot in _readers(network, name)]
-    if len({node for node, _, _ in reads}) < 2:
+    if len({node for node, _, _ in reads}) < 2 or any(node.op_type in _PARTS for node, _, _ in reads):
         return
     owners: dict[str, tuple[str, ...]] = {}
     for node, slot, name in reads:

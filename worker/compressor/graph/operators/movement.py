@@ -67,7 +67,7 @@ def _call_axes(call: Call) -> list[int] | None:
 def _squeeze(call: Call) -> Any:
     axes = _call_axes(call)
     if axes is None:
-        raise call.refuse("names no axes: which ones go would depend on the data's shape")
+        return torch.squeeze(call.tensor(0))  # every axis of length 1, at run time as in ONNX
     x, rank = call.tensor(0), call.rank(0)
     for axis in sorted((axis % rank for axis in axes), reverse=True):
         x = torch.squeeze(x, axis)

@@ -37,19 +37,19 @@ _PLAIN = {"sigmoid", "tanh", "relu", "softsign", "softplus"}
 class Cell:
     """What tells the three operators apart.
 
-    `order` lists ONNX's gates as torch wants them, as runs `(first, number)`.
+    `order` lists ONNX's gates as torch wants them.
     """
 
     op: str
     num_gates: int
     activations: tuple[str, ...]
-    order: tuple[tuple[int, int], ...]
+    order: tuple[int, ...]
     has_memory: bool = False
 
 
-_LSTM = Cell("LSTM", 4, ("sigmoid", "tanh", "tanh"), ((0, 1), (2, 2), (1, 1)), has_memory=True)
-_GRU = Cell("GRU", 3, ("sigmoid", "tanh"), ((1, 1), (0, 1), (2, 1)))
-_RNN = Cell("RNN", 1, ("tanh",), ((0, 1),))
+_LSTM = Cell("LSTM", 4, ("sigmoid", "tanh", "tanh"), (0, 2, 3, 1), has_memory=True)
+_GRU = Cell("GRU", 3, ("sigmoid", "tanh"), (1, 0, 2))
+_RNN = Cell("RNN", 1, ("tanh",), (0,))
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def _run_fused(
     backwards = _is_reverse(call)
     if backwards:
         x = torch.flip(x, [0])
-    weights = [matrix for direction in range(directions) for matrix in _weights(call, cell, direction)]
+    weights = _weights(call, cell)
     state = states if cell.has_memory else states[0]
     made = function(x, state, weights, call.has(_B), 1, 0.0, call.training, directions == 2, False)
     y = made[0]
@@ -145,37 +145,49 @@ def _run_fused(
     return y, [made[number + 1] for number in range(len(states))]
 
 
-def _weights(call: Call, cell: Cell, direction: int) -> list[Any]:
-    """W, R and, where there are any, the biases of W and R of one direction, gates as torch orders them."""
-    rows = [torch.select(call.tensor(slot), 0, direction) for slot in (1, 2)]
-    if call.has(_B):
-        length = cell.num_gates * _sizes(call)[1]
-        bias = torch.select(call.tensor(_B), 0, direction)
-        rows += [torch.narrow(bias, 0, start, length) for start in (0, length)]
-    return [_ordered(tensor, cell, _sizes(call)[1]) for tensor in rows]
+def _directions(call: Call, slot: int) -> list[Any]:
+    """The weight or state of each direction. Views whose gradients are put together by one copy, unlike those of `select`."""
+    tensor, number = call.tensor(slot), _sizes(call)[0]
+    if number == 1:
+        return [torch.squeeze(tensor, 0)]
+    parts = torch.unbind(tensor, 0)
+    return [parts[direction] for direction in range(number)]
 
 
-def _ordered(rows: Any, cell: Cell, hidden: int) -> Any:
-    if len(cell.order) == 1:
-        return rows
-    return torch.cat([torch.narrow(rows, 0, first * hidden, number * hidden) for first, number in cell.order])
+def _weights(call: Call, cell: Cell) -> list[Any]:
+    """For each direction W, R and, where there are any, the biases of W and R, gates as torch orders them."""
+    hidden, slots = _sizes(call)[1], (1, 2, _B) if call.has(_B) else (1, 2)
+    found = []
+    for tensors in zip(*[_directions(call, slot) for slot in slots], strict=True):
+        for tensor, parts in zip(tensors, (1, 1, 2), strict=False):
+            found += _ordered(tensor, cell, hidden, parts)
+    return found
+
+
+def _ordered(rows: Any, cell: Cell, hidden: int, parts: int) -> list[Any]:
+    """The rows in `parts` equal parts (the biases of W and of R), each with its gates as torch orders them."""
+    gates = torch.split(rows, hidden, 0)
+    starts = [part * cell.num_gates for part in range(parts)]
+    if cell.num_gates == 1:
+        return [rows] if parts == 1 else [gates[start] for start in starts]
+    return [torch.cat([gates[start + gate] for gate in cell.order]) for start in starts]
 
 
 def _run_steps(
     call: Call, cell: Cell, x: Any, states: list[Any], functions: list[list[_Activation]]
 ) -> tuple[Any, Sequence[Any]]:
     parts = []
+    by_slot = {slot: _directions(call, slot) for slot in (1, 2, _B, _P) if call.has(slot)}
     for direction, chosen in enumerate(functions):
-        w, r = (torch.select(call.tensor(slot), 0, direction) for slot in (1, 2))
         size = 2 * cell.num_gates * _sizes(call)[1]
-        bias = torch.select(call.tensor(_B), 0, direction) if call.has(_B) else x.new_zeros([size])
+        bias = by_slot[_B][direction] if call.has(_B) else x.new_zeros([size])
         begin = [torch.select(state, 0, direction) for state in states]
         names, alphas, betas = ([getattr(one, key) for one in chosen] for key in ("name", "alpha", "beta"))
         given = [names, alphas, betas, float(call.attribute("clip") or 0.0)]
         reverse = _is_reverse(call) or direction == 1
-        common = [x, w, r, bias, call.tensor(_LENS), *begin]
+        common = [x, by_slot[1][direction], by_slot[2][direction], bias, call.tensor(_LENS), *begin]
         if cell is _LSTM:
-            peepholes = torch.select(call.tensor(_P), 0, direction) if call.has(_P) else None
+            peepholes = by_slot[_P][direction] if call.has(_P) else None
             couple = bool(call.attribute("input_forget", 0))
             parts.append(cells.apply(cells.lstm, *common, peepholes, reverse, *given, couple))
         elif cell is _GRU:
@@ -227,5 +239,6 @@ for _cell in (_LSTM, _GRU, _RNN):
             macs=_macs,
             rewrite=_rewrite,
             weights=(1, 2, _B, _P) if _cell.has_memory else (1, 2, _B),
+            assembles=True,
         )
     )
