@@ -82,7 +82,7 @@ class Trainer:
         hooks: Hooks,
         device: torch.device,
     ) -> None:
-        self.module = _fast_layout(module, device)
+        self.module = fast_layout(module, device)
         self._rows, self._original, self._objective = rows, original, objective
         self._judge, self._plan, self._hooks, self._device = judge, plan, hooks, device
         self._batch = min(plan.batch_size, len(rows))
@@ -138,7 +138,7 @@ class Trainer:
             total = self._plan.epochs * self._steps_per_epoch
             group["lr"] = learning_rate(step, total, self._plan.optimizer.lr, self._plan.optimizer.schedule)
         with torch.autocast(self._device.type, self._precision, enabled=self._precision is not torch.float32):
-            outputs = self.module(*(_input(feed, self._device) for feed in feeds))
+            outputs = self.module(*(to_input(feed, self._device) for feed in feeds))
         loss = self._objective(
             outputs,
             tuple(torch.from_numpy(np.ascontiguousarray(t)).to(self._device) for t in taught),
@@ -210,12 +210,13 @@ def _weights(module: nn.Module) -> dict[str, Tensor]:
     return deepcopy({name: value.detach() for name, value in module.state_dict().items()})
 
 
-def _fast_layout(module: GraphModule, device: torch.device) -> GraphModule:
+def fast_layout(module: GraphModule, device: torch.device) -> GraphModule:
     """Pictures channel by channel for every pixel: convolutions train 1.2 times faster on a CPU."""
     return module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def _input(feed: np.ndarray, device: torch.device) -> Tensor:
+def to_input(feed: np.ndarray, device: torch.device) -> Tensor:
+    """The feed as a tensor, pictures in the layout of `fast_layout`."""
     tensor = shared_tensor(feed).to(device)
     return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
 

@@ -75,7 +75,7 @@ class _Recorder:
         self._graph = fx.Graph()
         self._tracer = fx.proxy.GraphAppendingTracer(self._graph)
         self._root = nn.Module()
-        self._tied = network.tied()
+        self._tied = _tied(network)
         self._attributes: dict[str, str] = {}
         self._proxies: dict[str, fx.Proxy] = {}
         sources = sources_of_constants(network)
@@ -136,6 +136,15 @@ class _Recorder:
         else:
             self._root.register_buffer(attribute, tensor)
         return attribute
+
+
+def _tied(network: Network) -> dict[str, str]:
+    """What `Network.tied` says, but statistics of BatchNorm are each their own: training moves them apart."""
+    statistics = {node.inputs[slot] for node in network.nodes if node.op == "BatchNormalization" for slot in (3, 4)}
+    first: dict[str, str] = {}
+    return {
+        name: name if name in statistics else first.setdefault(one, name) for name, one in network.tied().items()
+    }
 
 
 def _is_bias(network: Network, node: Node, slot: int) -> bool:

@@ -1,11 +1,13 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from tests.worker.compressor.graph import nets
 from worker.compressor.graph.counts import count
 from worker.compressor.graph.evaluation import run
 from worker.compressor.graph.executor import parameter_tensors, to_module, write_back
+from worker.compressor.graph.importers import import_model
 
 
 def call(module, feeds):
@@ -54,6 +56,24 @@ class TestToModule:
         write_back(network, module)
         assert np.allclose(network.tensors["bn1.running_mean"], eager.bn1.running_mean.numpy(), atol=1e-6)
         assert np.allclose(network.tensors["bn1.running_var"], eager.bn1.running_var.numpy(), atol=1e-6)
+
+    def test_fresh_statistics_that_an_exporter_merged_with_biases_train_by_themselves(self, tmp_path):
+        torch.manual_seed(0)
+        block = lambda i: (nn.Conv2d(i, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())  # noqa: E731
+        net = nn.Sequential(*block(3), *block(8), nn.Flatten(), nn.Linear(8 * 64, 4)).eval()
+        net.shape = (3, 8, 8)
+        path = nets.export(net, tmp_path / "fresh.onnx", keep_batchnorm=True)
+        network, _ = import_model(path, "onnx", None)
+        module = to_module(network).train()
+        x = torch.randn(4, 3, 8, 8)
+        wanted = net.train()(x)
+        got = module(x)[0]
+        assert torch.allclose(got, wanted, atol=1e-5)
+        got.square().sum().backward()
+        write_back(network, module)
+        with torch.no_grad():
+            got, wanted = to_module(network).eval()(x)[0], net.eval()(x)
+        assert torch.allclose(got, wanted, atol=1e-5)
 
     def test_momentum_can_be_set(self, tmp_path):
         network, _ = nets.load(nets.Plain, tmp_path, keep_batchnorm=True)

@@ -1,0 +1,194 @@
+"""The training view against hand-written torch: `python benchmarks/speed.py [--only NAME] [--times 20] [--rounds 3]`.
+
+For each network, from its ONNX file with BatchNorm folded away and with BatchNorm kept, prints one JSON line with the ratio of
+our module's shortest time over the eager `nn.Module`'s with the same weights (folded: the same module with its BatchNorm
+folded into the convolutions), forward and training step, interleaved, once for each round; and one line with the seconds and
+the peak memory of the inspection of an upload, in a fresh process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from benchmarks.architectures import BertTiny, MobileNetV2, ResNet50
+from worker.compressor.distillation.trainer import fast_layout, to_input
+from worker.compressor.graph.executor import to_module
+from worker.compressor.graph.importers import import_model
+
+#: name: (network, sample of a batch)
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[int], tuple[Tensor, ...]]]] = {
+    "resnet50": (ResNet50, lambda n: (torch.randn(n, 3, 96, 96),)),
+    "mobilenet_v2": (MobileNetV2, lambda n: (torch.randn(n, 3, 96, 96),)),
+    "bert_tiny": (
+        BertTiny,
+        lambda n: (torch.randint(0, 30000, (n, 64)), torch.ones(n, 64, dtype=torch.int64)),
+    ),
+}
+BATCH = 8
+
+
+def export(net: nn.Module, sample: tuple[Tensor, ...], path: Path, *, folded: bool) -> None:
+    names = ["x", "mask"][: len(sample)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            copy.deepcopy(net),
+            sample,
+            str(path),
+            dynamo=False,
+            opset_version=17,
+            input_names=names,
+            output_names=["y"],
+            dynamic_axes={name: {0: "batch"} for name in [*names, "y"]},
+            do_constant_folding=folded,
+            training=torch.onnx.TrainingMode.EVAL if folded else torch.onnx.TrainingMode.PRESERVE,
+        )
+
+
+def fold(net: nn.Module) -> nn.Module:
+    """The module with each BatchNorm folded into the convolution before it, as the export does it."""
+    graph = torch.fx.symbolic_trace(copy.deepcopy(net).eval())
+    modules = dict(graph.named_modules())
+    for node in list(graph.graph.nodes):
+        before = node.args[0] if node.op == "call_module" else None
+        if isinstance(modules.get(str(node.target)), nn.BatchNorm2d) and isinstance(before, torch.fx.Node):
+            name = str(before.target)
+            fused = fuse_conv_bn_eval(modules[name], modules[str(node.target)])
+            graph.set_submodule(name, fused)
+            modules[name] = fused
+            node.replace_all_uses_with(before)
+            graph.graph.erase_node(node)
+    graph.recompile()
+    return graph
+
+
+def forward(module: nn.Module, sample: tuple[Tensor, ...]) -> Callable[[], None]:
+    module.eval()
+
+    def once() -> None:
+        with torch.no_grad():
+            module(*sample)
+
+    return once
+
+
+def step(module: nn.Module, sample: tuple[Tensor, ...]) -> Callable[[], None]:
+    module.train()
+    optimizer = torch.optim.SGD(module.parameters(), lr=1e-6)
+
+    def once() -> None:
+        optimizer.zero_grad()
+        output = module(*sample)
+        (output[0] if isinstance(output, tuple) else output).square().mean().backward()
+        optimizer.step()
+
+    return once
+
+
+def shortest(ours: Callable[[], None], theirs: Callable[[], None], times: int) -> tuple[float, float]:
+    """Shortest seconds of each, run in turn."""
+    best = [float("inf"), float("inf")]
+    for _ in range(times + 1):  # the first of each warms up and would never be the shortest
+        for index, work in enumerate((ours, theirs)):
+            start = time.perf_counter()
+            work()
+            best[index] = min(best[index], time.perf_counter() - start)
+    return best[0], best[1]
+
+
+def compare(name: str, folded: bool, times: int, rounds: int, folder: Path) -> None:
+    make, samples = NETWORKS[name]
+    torch.manual_seed(0)
+    net, sample = make().eval(), samples(BATCH)
+    path = folder / f"{name}.onnx"
+    export(net, samples(2), path, folded=folded)
+    peer = fold(net) if folded and name != "bert_tiny" else net
+    network, _ = import_model(path, "onnx", None)
+    ours = fast_layout(to_module(network), torch.device("cpu"))
+    given = tuple(to_input(tensor.numpy(), torch.device("cpu")) for tensor in sample)
+    with torch.no_grad():
+        wanted, got = peer(*sample), ours.eval()(*given)[0]
+    error = float((wanted - got).abs().max() / wanted.abs().max())
+    for kind, prepare in (("forward", forward), ("step", step)):
+        pairs = [shortest(prepare(ours, given), prepare(peer, sample), times) for _ in range(rounds)]
+        print(
+            json.dumps(
+                {
+                    "network": name,
+                    "file": "folded" if folded else "unfolded",
+                    "what": kind,
+                    "ratios": [round(a / b, 3) for a, b in pairs],
+                    "eager_s": round(min(b for _, b in pairs), 4),
+                    "error": f"{error:.0e}",
+                }
+            ),
+            flush=True,
+        )
+
+
+def inspect(path: Path) -> None:
+    """The child's work: what the inspection of an upload does; prints seconds and memory over that of the imports."""
+    from worker.compressor.graph.description import describe
+    from worker.compressor.graph.exporters.onnx import write_onnx
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start = time.perf_counter()
+    network, _ = import_model(path, "onnx", None)
+    imported = time.perf_counter() - start
+    describe(network, None)
+    described = time.perf_counter() - start
+    write_onnx(network, path.with_suffix(".out.onnx"))
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    weights = sum(array.nbytes for array in network.tensors.values())
+    print(
+        json.dumps(
+            {
+                "network": path.stem,
+                "what": "inspection",
+                "import_s": round(imported, 2),
+                "describe_s": round(described - imported, 2),
+                "total_s": round(time.perf_counter() - start, 2),
+                "weights_mb": round(weights / 1e6, 1),
+                "peak_over_weights": round(grown * 1024 / weights, 2),
+            }
+        )
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--only", choices=list(NETWORKS))
+    parser.add_argument("--times", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--inspect", type=Path)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    if arguments.inspect:
+        inspect(arguments.inspect)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        for name in [arguments.only] if arguments.only else NETWORKS:
+            for folded in (True, False):
+                compare(name, folded, arguments.times, arguments.rounds, Path(folder))
+            command = [sys.executable, __file__, "--inspect", str(Path(folder) / f"{name}.onnx")]
+            subprocess.run(command, check=True, env=os.environ | {"OMP_WAIT_POLICY": "PASSIVE"})
+
+
+if __name__ == "__main__":
+    main()
