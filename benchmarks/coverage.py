@@ -77,7 +77,7 @@ def measure(name: str, file: Path, row: Path, seconds: int) -> None:
 def render(rows: list[dict[str, Any]]) -> str:
     """The table, and below it the reason of everything that is red or refused."""
     text = TEXT.format(
-        steps=12, red=RED, parity=PARITY, half=HALF_PARITY, proof=PROOF, narrowest=NARROWEST
+        steps=16, red=RED, parity=PARITY, half=HALF_PARITY, proof=PROOF, narrowest=NARROWEST
     ).splitlines()
     cells = [table_row(row) for row in rows]
     red = sum(any(cell.startswith(RED) for cell in row) for row in cells)

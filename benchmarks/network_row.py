@@ -38,7 +38,7 @@ from worker.compressor.graph.proof import prove
 from worker.compressor.graph.surgery import cut, masked
 
 FORMATS = {".onnx": "onnx", ".pt": "torchscript", ".jit": "torchscript", ".pt2": "exported_program"}
-SAMPLES, STEPS = 2, 12
+SAMPLES, TRAINED, STEPS = 2, 8, 16
 RATES = (1e-3, 1e-4, 1e-5)
 REMOVED = (0.3, 0.6)
 
@@ -102,7 +102,7 @@ class Subject:
     def train(self) -> dict[str, Any]:
         """Steps of Adam towards random targets: does the loss fall, and does every weight have a gradient?"""
         view = self.network if has_free_batch(self.network) else free_batch(self.network)
-        feeds = self.feeds if view is None else make_feeds(self.file, self.inputs, 4, self.rng, free=True)
+        feeds = self.feeds if view is None else make_feeds(self.file, self.inputs, TRAINED, self.rng, free=True)
         given = [torch.from_numpy(np.asarray(feed)) for feed in feeds.values()]
         for rate in RATES:
             losses, without = _descend(view or self.network, given, rate)

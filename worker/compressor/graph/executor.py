@@ -142,9 +142,7 @@ def _tied(network: Network) -> dict[str, str]:
     """What `Network.tied` says, but statistics of BatchNorm are each their own: training moves them apart."""
     statistics = {node.inputs[slot] for node in network.nodes if node.op == "BatchNormalization" for slot in (3, 4)}
     first: dict[str, str] = {}
-    return {
-        name: name if name in statistics else first.setdefault(one, name) for name, one in network.tied().items()
-    }
+    return {name: name if name in statistics else first.setdefault(one, name) for name, one in network.tied().items()}
 
 
 def _is_bias(network: Network, node: Node, slot: int) -> bool:

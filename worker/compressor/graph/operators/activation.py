@@ -33,10 +33,13 @@ def _with(op: str, versions: tuple[int, ...], function: Callable[[Call, Any], An
 def _clip(call: Call) -> Any:
     """Limits are attributes before opset 11, and inputs of one element since; where they cross, the upper one wins."""
     if call.node.since_version < 11:
-        return torch.clamp(call.tensor(0), call.attribute("min", -_LARGEST), call.attribute("max", _LARGEST))
-    limits = [_limit(call, slot) for slot in (1, 2)]
+        limits = [call.attribute("min", -_LARGEST), call.attribute("max", _LARGEST)]
+    else:
+        limits = [_limit(call, slot) for slot in (1, 2)]
     if all(limit is None for limit in limits):
         return call.tensor(0)
+    if all(isinstance(limit, float) for limit in limits) and limits[0] <= limits[1]:
+        return functional.hardtanh(call.tensor(0), *limits)  # one kernel backward, where clamp has four
     if any(not isinstance(limit, (int, float, NoneType)) for limit in limits):
         limits = [call.tensor(slot) for slot in (1, 2)]
     return computed(call, lambda x: torch.clamp(x, *limits), call.tensor(0), ordering=call.dtype(0) != torch.uint64)
