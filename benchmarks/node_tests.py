@@ -103,7 +103,7 @@ def _compute(case: Case, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
     model = onnx.ModelProto()
     model.CopyFrom(case.model)
     ports = list(model.graph.input)
-    plain = all(isinstance(array, np.ndarray) for array in [*inputs, *outputs])
+    plain = all(isinstance(array, np.ndarray | np.generic) for array in [*inputs, *outputs])
     inputs, outputs = [_numpy(value) for value in inputs], [_numpy(value) for value in outputs]
     given = dict(zip([port.name for port in ports], inputs, strict=True))
     if plain:

@@ -16,6 +16,7 @@ import torch
 from worker.compressor.errors import CompressorError, ImportFailed
 from worker.compressor.graph.network import Network, Node
 from worker.compressor.graph.operator import Call, operator_of
+from worker.compressor.graph.proxies import as_real, is_real, record
 
 #: Integer constants up to this size take part in shape arithmetic.
 _MOST_KNOWN = 4096
@@ -64,6 +65,14 @@ def shared_tensor(array: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(array)
 
 
+def from_numbers(numbers: np.ndarray, device: Any) -> Any:
+    """A tensor, recorded where some are proxies, of computed numbers (an object array)."""
+    flat = numbers.reshape(-1).tolist()
+    if any(is_real(number) for number in flat):
+        flat = [number if is_real(number) else as_real(number) for number in flat]
+    return torch.reshape(record(torch.tensor, flat, device=device), numbers.shape)
+
+
 def as_array(tensor: torch.Tensor, like: np.ndarray) -> np.ndarray:
     """The tensor's content as a numpy array of the dtype of `like`."""
     tensor = tensor.detach().cpu().contiguous()
@@ -75,7 +84,8 @@ def as_array(tensor: torch.Tensor, like: np.ndarray) -> np.ndarray:
 def evaluate(node: Node, env: Mapping[str, Any], network: Network, **options: Any) -> tuple[Any, ...]:
     """The outputs of one node. `env` maps value names to tensors, proxies or known numbers.
 
-    `options` are those of `Call` (constant, shape, dtype, training, momentum), and `lift`, which makes a tensor of known numbers.
+    `options` are those of `Call` (constant, shape, dtype, device, training, momentum, moving), and `lift`, which makes a
+    tensor of known numbers.
 
     Raises:
         ImportFailed: where the operator, or this form of it, is not executable.
@@ -90,12 +100,15 @@ def evaluate(node: Node, env: Mapping[str, Any], network: Network, **options: An
 
     given = [known(name) if name else None for name in node.inputs]
     if operator.known is not None and _is_arithmetic(node, given, env):
-        return (_numbers(operator.known(node, [array for array in given if array is not None])),)
+        result = operator.known(node, [array for array in given if array is not None])
+        if result is not None:
+            return tuple(map(_numbers, result)) if isinstance(result, tuple) else (_numbers(result),)
     values = [env.get(name) if name else None for name in node.inputs]
     lift = options.pop("lift", as_tensor)
     for slot, value in enumerate(values):
-        if isinstance(value, np.ndarray) and value.dtype != object and (operator.data is None or slot in operator.data):
-            values[slot] = lift(value)
+        if isinstance(value, np.ndarray) and (operator.data is None or slot in operator.data):
+            whole = value.dtype != object
+            values[slot] = lift(value) if whole else from_numbers(value, options.get("device", "cpu"))
     outcome = operator.run(Call(node, values, known=known, **options))
     return outcome if isinstance(outcome, tuple) else (outcome,)
 
@@ -138,6 +151,7 @@ class Stepper:
         self.network = network
         self.env: dict[str, Any] = dict(feeds)
         self._constants = Constants(network, device)
+        self._device = device
         self._keep = frozenset(port.name for port in network.outputs) if keep is None else keep
         self._last = {name: index for index, node in enumerate(network.nodes) for name in node.inputs}
         self._index = 0
@@ -178,6 +192,7 @@ class Stepper:
             self.network,
             constant=self._constants,
             shape=lambda name: tuple(self.value(name).shape),
+            device=self._device,
         )
         self.env.update(zip(node.outputs, outputs, strict=False))
         for name in {*node.inputs, *node.outputs}:

@@ -14,7 +14,7 @@ import torch
 from torch import fx, nn
 
 from worker.compressor.graph.counts import sources_of_constants, weights_of
-from worker.compressor.graph.evaluation import as_array, as_tensor, evaluate, observe
+from worker.compressor.graph.evaluation import as_array, as_tensor, evaluate, from_numbers, observe
 from worker.compressor.graph.network import Network, Node
 from worker.compressor.graph.operator import operator_of
 from worker.compressor.graph.rows import cancel
@@ -32,6 +32,7 @@ def to_module(network: Network, *, trainable: bool = True, single: bool = False)
     recorder = _Recorder(network, trainable)
     for port in network.inputs:
         recorder.env[port.name] = recorder.placeholder(port.name)
+        recorder.device = recorder.env[port.name].device  # asked only where something is made from shapes alone
     for node in network.nodes:
         outputs = evaluate(
             node,
@@ -40,11 +41,12 @@ def to_module(network: Network, *, trainable: bool = True, single: bool = False)
             constant=recorder.constant,
             shape=recorder.facts.shapes.__getitem__,
             dtype=recorder.facts.dtypes.__getitem__,
+            device=recorder.device,
             training=recorder.attribute("training"),
             momentum=recorder.attribute(_MOMENTUM),
             lift=recorder.lift,
         )
-        recorder.env.update(zip(node.outputs, outputs, strict=False))
+        recorder.env.update(zip(node.outputs, map(recorder.held, outputs), strict=False))
     return recorder.finish([port.name for port in network.outputs], single)
 
 
@@ -71,6 +73,7 @@ class _Recorder:
         self.network = network
         self.facts = observe(network, network.sample_shapes)
         self.env: dict[str, Any] = {}
+        self.device: Any = "cpu"
         self._trainable = trainable
         self._graph = fx.Graph()
         self._tracer = fx.proxy.GraphAppendingTracer(self._graph)
@@ -102,6 +105,10 @@ class _Recorder:
         """Known numbers that an operator needs as a tensor."""
         return self.attribute(self._store("known", as_tensor(array), False))
 
+    def held(self, value: Any) -> Any:
+        """A tensor that was made of constants alone becomes a buffer; proxies and known numbers are as they are."""
+        return self.attribute(self._store("made", value, False)) if isinstance(value, torch.Tensor) else value
+
     def attribute(self, name: str) -> fx.Proxy:
         """One `get_attr` per attribute, so that a weight is looked up once."""
         if name not in self._proxies:
@@ -113,7 +120,9 @@ class _Recorder:
         results = []
         for name in outputs:
             value = self.env[name] if name in self.env else self.constant(name)
-            results.append((self.lift(value) if isinstance(value, np.ndarray) else value).node)
+            if isinstance(value, np.ndarray):
+                value = from_numbers(value, self.device) if value.dtype == object else self.lift(value)
+            results.append(value.node)
         self._graph.output(results[0] if single and len(results) == 1 else tuple(results))
         cancel(self._graph, self._root)
         module = fx.GraphModule(self._root, self._graph)

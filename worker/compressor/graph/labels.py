@@ -229,6 +229,7 @@ class Labels(ABC):
             self.network,
             constant=lambda name: as_tensor(self.network.tensors[name]),
             shape=self.shape,
+            moving=True,
         )
         return [value.numpy() for value in outputs]
 

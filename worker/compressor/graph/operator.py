@@ -16,6 +16,7 @@ import torch
 
 from worker.compressor.errors import ImportFailed
 from worker.compressor.graph.network import Node
+from worker.compressor.graph.refused import REFUSED
 from worker.compressor.registry import KeyedRegistry
 
 if TYPE_CHECKING:
@@ -38,8 +39,10 @@ class Call:
         known: Callable[[str], np.ndarray | None],
         shape: Callable[[str], tuple[int, ...]],
         dtype: Callable[[str], str] | None = None,
+        device: Any = "cpu",
         training: Any = False,
         momentum: Any = 0.1,
+        moving: bool = False,
     ) -> None:
         self.node = node
         self._values = values
@@ -47,8 +50,10 @@ class Call:
         self._known = known
         self._shape = shape
         self._dtype = dtype
+        self.device = device
         self.training = training
         self.momentum = momentum
+        self.moving = moving  # the input holds channel labels: what is put between them is 0
 
     def has(self, slot: int) -> bool:
         """Whether the optional input is given."""
@@ -68,6 +73,9 @@ class Call:
 
     def dtype(self, slot: int) -> torch.dtype:
         """The dtype of an input, also where it is a proxy."""
+        known = self.known(slot)
+        if known is not None:
+            return torch.int64 if known.dtype == object else getattr(torch, known.dtype.name)
         value = self.tensor(slot)
         if isinstance(value, np.ndarray):
             return torch.int64 if value.dtype == object else getattr(torch, value.dtype.name)
@@ -95,8 +103,6 @@ class Call:
         known = self._known(self.node.inputs[slot])
         if known is not None and known.ndim == 0 and known.dtype.kind in "iufO":
             return known.item()
-        if known is not None and known.dtype == object:
-            raise self.refuse("computes with the values of a shape, which is only done for shapes")
         return self.tensor(slot)
 
     def operands(self) -> tuple[Any, Any]:
@@ -136,6 +142,7 @@ def _as_int(number: Any) -> Int:
 Run = Callable[[Call], Any]
 ChannelRule = Callable[["Walk", Node], None]
 Macs = Callable[[Node, Shapes], int]
+#: A number, an array, a tuple of one per output, or None where these numbers (proxies, say) have to become tensors.
 Known = Callable[[Node, Sequence[np.ndarray]], Any]
 
 
@@ -168,7 +175,8 @@ class CutView(Protocol):
 
 
 #: Input slot or attribute name → new numbers. A None keeps the number that the network computes there.
-Rewrites = Mapping[int | str, Sequence[int | None]]
+#: An array gives an input another shape.
+Rewrites = Mapping[int | str, Sequence[int | None] | np.ndarray]
 Rewrite = Callable[[CutView, Node], Rewrites]
 
 
@@ -230,8 +238,10 @@ def operator_of(node: Node) -> Operator:
             code="unknown_operator",
             hint="Export with standard ONNX operators only.",
         )
+    why, hint = REFUSED.get(node.op, ("", "Export the network without this operator, or split it off."))
     raise ImportFailed(
-        f"node '{node.name}' uses the operator {node.op}-{node.since_version}, which is not supported",
+        f"node '{node.name}' uses the operator {node.op}-{node.since_version}, which is not supported"
+        + (f": {why}" if why else ""),
         code="unsupported_operator",
-        hint="Export the network without this operator, or split it off.",
+        hint=hint,
     )

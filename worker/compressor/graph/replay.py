@@ -182,11 +182,12 @@ class Replay(Products):
             if isinstance(place, str):
                 attributes[place] = _filled(numbers, list(node.attributes.get(place, [])))
                 continue
-            values = _filled(numbers, self.numbers_now(node, place) or [])
             inputs.extend([""] * (place + 1 - len(inputs)))
-            shape = self.facts.shapes[inputs[place]] if inputs[place] else (len(values),)
             inputs[place] = f"{node.outputs[0]}:{place}"
-            env[inputs[place]] = np.array(values, np.int64).reshape(shape if len(shape) == 0 else -1)
+            if isinstance(numbers, np.ndarray):
+                env[inputs[place]] = numbers
+            else:
+                env[inputs[place]] = np.array(_filled(numbers, self.numbers_now(node, place) or []), np.int64)
         attributes.pop("num_outputs", None)  # of Split: the sizes say it now
         return dataclasses.replace(node, attributes=attributes, inputs=tuple(inputs)), env
 
@@ -218,7 +219,7 @@ def removed_classes(analysis: Analysis, kept: Mapping[int, np.ndarray]) -> np.nd
     return removed
 
 
-def _filled(numbers: Sequence[int | None], old: Sequence[int]) -> list[int]:
+def _filled(numbers: Sequence[int | None] | np.ndarray, old: Sequence[int]) -> list[int]:
     return [old[index] if number is None else number for index, number in enumerate(numbers)]
 
 

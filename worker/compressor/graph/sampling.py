@@ -7,7 +7,6 @@ does, from lengths that may be proxies.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -32,13 +31,14 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis: its length before and after, the factor (None where it is the ratio of two computed lengths), and the
-    part that is resized, as shares of the length."""
+    """One axis: its length before and after, the factor (None where it is the ratio of two computed lengths; it may be a
+    proxy), and the part that is resized, as shares of the length.
+    """
 
     axis: int
     length: Int
     size: Int
-    scale: float | None
+    scale: Any
     roi: tuple[float, float] = (0.0, 1.0)
 
 
@@ -49,6 +49,8 @@ def resample(x: Any, rank: int, axis: Axis, sampling: Sampling) -> Any:
     if sampling.mode == "nearest":
         picked = _rounded(sampling, axis, coordinates)
         result = torch.index_select(x, axis.axis, _inside(picked, axis))
+    elif sampling.antialias:
+        result = _smoothed(x, rank, axis, sampling, coordinates)
     else:
         result = sum(
             torch.index_select(x, axis.axis, _inside(position, axis)) * _along(weight, rank, axis).type_as(x)
@@ -88,7 +90,7 @@ def _coordinates(sampling: Sampling, axis: Axis, places: Any) -> Any:
         spread = places * (end - begin) * number(length - 1) / steps
         middle = 0.5 * (begin + end) * number(length - 1)
         return torch.where(number(size) > 1, begin * number(length - 1) + spread, middle)
-    factor = number(size) / number(length) if axis.scale is None else number(axis.scale)
+    factor = _factor(axis, places)
     if sampling.coordinates == "asymmetric":
         return places / factor
     if sampling.coordinates == "tf_half_pixel_for_nn":
@@ -104,7 +106,7 @@ def _coordinates(sampling: Sampling, axis: Axis, places: Any) -> Any:
 def _rounded(sampling: Sampling, axis: Axis, coordinates: Any) -> Any:
     rounding = sampling.rounding
     if rounding == "by_direction":
-        rounding = "ceil" if axis.scale is not None and axis.scale < 1 else "floor"
+        rounding = "ceil" if axis.scale < 1 else "floor"
     return _ROUNDINGS[rounding](coordinates)
 
 
@@ -118,22 +120,48 @@ _ROUNDINGS: dict[str, Callable[[Any], Any]] = {
 
 def _taps(sampling: Sampling, axis: Axis, coordinates: Any) -> list[tuple[Any, Any]]:
     """The positions that each output takes, and their weights, which add up to 1."""
-    base, radius = torch.floor(coordinates), 1 if sampling.mode == "linear" else 2
-    narrowing = 1.0
-    if sampling.antialias and axis.scale is not None:
-        narrowing = min(axis.scale, 1.0)
-    reach = math.ceil(radius / narrowing)
+    base, reach = torch.floor(coordinates), _radius(sampling)
     positions = [base + offset for offset in range(1 - reach, reach + 1)]
-    weights = [_weight(sampling, (position - coordinates) * narrowing) for position in positions]
+    weights = [_weight(sampling, position - coordinates) for position in positions]
     if sampling.exclude_outside:
-        weights = [
-            weight * torch.logical_and(position >= 0, position <= axis.length - 1)
-            for weight, position in zip(weights, positions, strict=True)
-        ]
-    if sampling.exclude_outside or narrowing < 1:
+        weights = [weight * _is_inside(position, axis) for weight, position in zip(weights, positions, strict=True)]
         total = sum(weights)
         weights = [weight / total for weight in weights]
     return list(zip(positions, weights, strict=True))
+
+
+def _smoothed(x: Any, rank: int, axis: Axis, sampling: Sampling, coordinates: Any) -> Any:
+    """The axis times a matrix of weights: where it shrinks, the filter reaches over as many positions as it needs."""
+    factor = _factor(axis, coordinates)
+    narrowing = torch.clamp(factor, max=1.0)
+    reach = axis.length // axis.size * _radius(sampling) + 2 * _radius(sampling)
+    positions = torch.arange(axis.length + 2 * reach, dtype=torch.float32, device=x.device) - reach
+    weights = _weight(sampling, (positions - torch.unsqueeze(coordinates, 1)) * narrowing)
+    if sampling.exclude_outside:
+        weights = weights * _is_inside(positions, axis)
+    weights = weights / torch.sum(weights, [1], True)
+    columns = _inside(positions, axis)
+    matrix = torch.zeros([axis.size, axis.length], dtype=torch.float32, device=x.device)
+    matrix = torch.index_add(matrix, 1, columns, weights).type_as(x)
+    return torch.transpose(
+        torch.matmul(torch.transpose(x, axis.axis, -1), torch.transpose(matrix, 0, 1)), axis.axis, -1
+    )
+
+
+def _radius(sampling: Sampling) -> int:
+    return 1 if sampling.mode == "linear" else 2
+
+
+def _is_inside(positions: Any, axis: Axis) -> Any:
+    return torch.logical_and(positions >= 0, positions <= axis.length - 1)
+
+
+def _factor(axis: Axis, like: Any) -> Any:
+    """The factor as a tensor in single precision."""
+    if axis.scale is not None:
+        return torch.full([1], axis.scale, dtype=torch.float32, device=like.device)
+    size = torch.full([1], axis.size, dtype=torch.float32, device=like.device)
+    return size / torch.full([1], axis.length, dtype=torch.float32, device=like.device)
 
 
 def _weight(sampling: Sampling, distance: Any) -> Any:

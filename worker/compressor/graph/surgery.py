@@ -184,7 +184,7 @@ def _rewrite(network: Network, node: ir.Node, rewrites: Rewrites) -> None:
         node.attributes.pop("num_outputs", None)  # the sizes say it now
 
 
-def _attribute(node: ir.Node, name: str, numbers: Sequence[int | None]) -> ir.Attr:
+def _attribute(node: ir.Node, name: str, numbers: Sequence[int | None] | np.ndarray) -> ir.Attr:
     old = node.attributes.get(name)
     if old is not None and old.type == ir.AttributeType.INT:
         assert numbers[0] is not None
@@ -193,9 +193,11 @@ def _attribute(node: ir.Node, name: str, numbers: Sequence[int | None]) -> ir.At
     return ir.AttrInt64s(name, [before[index] if number is None else number for index, number in enumerate(numbers)])
 
 
-def _numbers(network: Network, node: ir.Node, slot: int, numbers: Sequence[int | None]) -> ir.Value:
+def _numbers(network: Network, node: ir.Node, slot: int, numbers: Sequence[int | None] | np.ndarray) -> ir.Value:
     old, name = node.inputs[slot], f"{node.outputs[0].name}.shape"
     array = None if old is None else network.tensors.get(old.name or "")
+    if isinstance(numbers, np.ndarray):
+        return network.add_tensor(name, numbers if array is None else numbers.astype(array.dtype))
     if all(number is not None for number in numbers):
         return network.add_tensor(name, np.array(numbers, np.int64 if array is None else array.dtype))
     if array is not None:

@@ -42,7 +42,9 @@ def _reshape(call: Call) -> Any:
     return torch.reshape(x, target)
 
 
-def _reshape_known(node: Node, arrays: Sequence[np.ndarray]) -> np.ndarray:
+def _reshape_known(node: Node, arrays: Sequence[np.ndarray]) -> np.ndarray | None:
+    if arrays[1].dtype == object:
+        return None
     return arrays[0].reshape([int(size) for size in arrays[1].tolist()])
 
 
@@ -65,10 +67,9 @@ def _call_axes(call: Call) -> list[int] | None:
 
 
 def _squeeze(call: Call) -> Any:
-    axes = _call_axes(call)
+    axes, x, rank = _call_axes(call), call.tensor(0), call.rank(0)
     if axes is None:
-        return torch.squeeze(call.tensor(0))  # every axis of length 1, at run time as in ONNX
-    x, rank = call.tensor(0), call.rank(0)
+        return torch.squeeze(x)  # every axis of length 1, at run time as in ONNX
     for axis in sorted((axis % rank for axis in axes), reverse=True):
         x = torch.squeeze(x, axis)
     return x
@@ -127,7 +128,9 @@ def _expand(call: Call) -> Any:
     return x.expand(sizes)
 
 
-def _expand_known(node: Node, arrays: Sequence[np.ndarray]) -> np.ndarray:
+def _expand_known(node: Node, arrays: Sequence[np.ndarray]) -> np.ndarray | None:
+    if arrays[1].dtype == object:
+        return None
     shape = np.broadcast_shapes(arrays[0].shape, tuple(int(size) for size in arrays[1].tolist()))
     return np.broadcast_to(arrays[0], shape)
 

@@ -6,6 +6,7 @@ at whole factors). What has no torch function is done one axis at a time; see `s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -16,6 +17,7 @@ import torch
 
 from worker.compressor.graph.network import Node
 from worker.compressor.graph.operator import Call, CutView, Int, Operator, Rewrites, register
+from worker.compressor.graph.proxies import record
 from worker.compressor.graph.sampling import Axis, Sampling, indices, resample
 from worker.compressor.graph.walk import Walk
 
@@ -50,8 +52,6 @@ def _resize(call: Call) -> Any:
     native = _native(call, sampling, axes)
     if native is not None:
         return _last(x, call.rank(0), [axis.axis for axis in axes], native)
-    if sampling.antialias and any(not isinstance(axis.scale, float) for axis in axes):
-        raise call.refuse("smooths by factors that depend on the input's size")
     for axis in axes:
         x = resample(x, call.rank(0), axis, sampling)
     return x
@@ -63,8 +63,6 @@ def _sampling(call: Call) -> Sampling:
     old = call.node.op == "Upsample" or call.node.since_version == 10
     if mode not in ("nearest", "linear", "cubic"):
         raise call.refuse(f"resizes by '{mode}'")
-    if call.attribute("keep_aspect_ratio_policy", "stretch") != "stretch":
-        raise call.refuse("keeps the aspect ratio, so that its factors depend on the input's size")
     return Sampling(
         mode=mode,
         coordinates="asymmetric" if old else call.attribute("coordinate_transformation_mode", "half_pixel"),
@@ -87,6 +85,11 @@ def _axes(call: Call, x: Any, sampling: Sampling) -> list[Axis]:
     scales = _scales(call, slots)
     sizes = None if scales is not None else call.ints(slots.sizes)
     rois = _roi(call, slots, sampling, len(named))
+    policy = call.attribute("keep_aspect_ratio_policy", "stretch")
+    if sizes is not None and policy != "stretch":
+        lengths = [x.size(axis) for axis in named]
+        factor = record(fitting_factor, lengths, sizes, policy == "not_larger")
+        return [Axis(axis, n, record(rounded, n, factor), factor) for axis, n in zip(named, lengths, strict=True)]
     found = []
     for index, axis in enumerate(named):
         length, roi = x.size(axis), rois[index]
@@ -97,6 +100,17 @@ def _axes(call: Call, x: Any, sampling: Sampling) -> list[Axis]:
             scale = float(np.float32(sizes[index] / length)) if _are_numbers(length, sizes[index]) else None
             found.append(Axis(axis, length, sizes[index], scale, roi))
     return found
+
+
+def fitting_factor(lengths: list[int], sizes: list[int], smallest: bool) -> float:
+    """One factor for all axes: the smallest (or else the largest) of sizes over lengths, in single precision."""
+    factors = torch.tensor(sizes, dtype=torch.float32) / torch.tensor(lengths, dtype=torch.float32)
+    return float(factors.min() if smallest else factors.max())
+
+
+def rounded(length: int, factor: float) -> int:
+    """The nearest whole number to length times factor, halves upwards."""
+    return math.floor(length * factor + 0.5)
 
 
 def _slots(node: Node) -> _Inputs:
@@ -147,6 +161,8 @@ def _are_numbers(*numbers: Int) -> bool:
 def _native(call: Call, sampling: Sampling, axes: list[Axis]) -> Callable[[Any], Any] | None:
     """The torch function that computes the same, on a tensor with these axes at its end; None where there is none."""
     given = [axis.scale for axis in axes]
+    if call.attribute("keep_aspect_ratio_policy", "stretch") != "stretch":
+        return None
     scales = given if not _slots(call.node).sizes >= 0 or not call.has(_slots(call.node).sizes) else [None] * len(axes)
     sizes, count = [axis.size for axis in axes], len(axes)
     if sampling.mode == "nearest":

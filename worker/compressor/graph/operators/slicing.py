@@ -1,4 +1,4 @@
-"""Operators that take parts of a tensor, or put something around it: Slice, Split, Gather, Pad."""
+"""Operators that take parts of a tensor: Slice, Split, Gather."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from torch.nn import functional
 
 from worker.compressor.graph.network import Node
 from worker.compressor.graph.operator import Call, CutView, Int, Operator, Rewrites, register
-from worker.compressor.graph.padding import torch_pads
 from worker.compressor.graph.walk import Walk
 
 _FAR = 1 << 31  # beyond every length, within int64: "to the end" in Slice
@@ -38,6 +37,14 @@ def _split(call: Call) -> Any:
     return tuple(parts)
 
 
+def _split_known(node: Node, arrays: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+    axis, count = node.attributes.get("axis", 0), len(node.outputs)
+    sizes = arrays[1].tolist() if len(arrays) > 1 else node.attributes.get("split")
+    if sizes is None:
+        sizes = [-(-arrays[0].shape[axis] // count)] * count
+    return tuple(np.split(arrays[0], np.cumsum([int(size) for size in sizes])[:-1], axis))
+
+
 def _slice(call: Call) -> Any:
     x, rank = call.tensor(0), call.rank(0)
     if call.node.since_version < 10:
@@ -49,20 +56,21 @@ def _slice(call: Call) -> Any:
         steps = call.ints(4) if call.has(4) else [1] * len(starts)
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
         if isinstance(step, int) and step < 0:
-            x = _backwards(call, x, start, end, axis % rank, step)
+            x = _backwards(x, start, end, axis % rank, step)
         else:
             last = min(end, _FAR) if isinstance(end, int) else end
             x = torch.ops.aten.slice(x, axis % rank, start, last, step)
     return x
 
 
-def _backwards(call: Call, x: Any, start: Int, end: Int, axis: int, step: int) -> Any:
-    """Whole reversal with a step; any other negative slice is refused."""
-    whole = isinstance(start, int) and isinstance(end, int) and (start == -1 or start >= _FAR - 1) and end < -_FAR + 1
-    if not whole:
-        raise call.refuse("slices backwards over a part")
-    flipped = torch.flip(x, [axis])
-    return flipped if step == -1 else torch.ops.aten.slice(flipped, axis, 0, _FAR, -step)
+def _backwards(x: Any, start: Int, end: Int, axis: int, step: int) -> Any:
+    """The reversed axis forwards: position i of n lies at n - 1 - i there, which for torch is -i - 1."""
+    begin, last = -start - 1, -end - 1
+    if isinstance(begin, int):
+        begin = max(begin, -_FAR)
+    if isinstance(last, int):
+        last = min(last, _FAR)
+    return torch.ops.aten.slice(torch.flip(x, [axis]), axis, begin, last, -step)
 
 
 def _slice_known(node: Node, arrays: Sequence[np.ndarray]) -> np.ndarray:
@@ -78,36 +86,6 @@ def _slice_known(node: Node, arrays: Sequence[np.ndarray]) -> np.ndarray:
         # numpy reads a far negative end as ONNX does: before the first element
         where[int(axis)] = slice(int(start), None if step < 0 and end < -_FAR + 1 else int(end), int(step))
     return arrays[0][tuple(where)]
-
-
-def _pad(call: Call) -> Any:
-    x, rank = call.tensor(0), call.rank(0)
-    mode = call.attribute("mode", "constant")
-    if call.node.since_version < 11:
-        pads, value = list(call.attribute("pads")), call.attribute("value", 0.0)
-    else:
-        pads, value = call.ints(1), 0.0
-        if call.has(2) and (known := call.known(2)) is not None:
-            value = known.reshape(-1)[0].item()
-    if call.has(3):
-        axes = [axis % rank for axis in call.ints(3)]
-        begins, ends = dict(zip(axes, pads[: len(axes)], strict=True)), dict(zip(axes, pads[len(axes) :], strict=True))
-        pads = [begins.get(axis, 0) for axis in range(rank)] + [ends.get(axis, 0) for axis in range(rank)]
-    # torch pads from the last axis on, and reflects or repeats in the last axes alone
-    while rank > 1 and _is_zero(pads[0]) and _is_zero(pads[len(pads) // 2]):
-        half = len(pads) // 2
-        pads = pads[1:half] + pads[half + 1 :]
-        if len(pads) == 2:
-            break
-    if mode == "constant":
-        return functional.pad(x, torch_pads(pads), "constant", value)
-    if mode not in ("reflect", "edge"):
-        raise call.refuse(f"pads by '{mode}'")
-    return functional.pad(x, torch_pads(pads), "reflect" if mode == "reflect" else "replicate")
-
-
-def _is_zero(number: Int) -> bool:
-    return isinstance(number, int) and number == 0
 
 
 def _gather(call: Call) -> Any:
@@ -173,7 +151,7 @@ def _slice_rewrite(view: CutView, node: Node) -> Rewrites:
 def _split_rewrite(view: CutView, node: Node) -> Rewrites:
     source, axis = node.inputs[0], node.attributes.get("axis", 0)
     axis %= len(view.shape(source))
-    if view.shape_now(source) == view.shape(source):
+    if view.shape_now(source)[axis] == view.shape(source)[axis]:
         return {}
     sizes = [view.shape_wanted(name)[axis] for name in node.outputs]
     return {"split" if node.since_version < 13 else 1: sizes}
@@ -181,14 +159,29 @@ def _split_rewrite(view: CutView, node: Node) -> Rewrites:
 
 def _gather_rewrite(view: CutView, node: Node) -> Rewrites:
     source, axis = node.inputs[0], node.attributes.get("axis", 0)
+    axis %= len(view.shape(source))
     length = view.shape(source)[axis]
     indices = view.numbers(node, 1)
     if indices is None or view.shape_now(source)[axis] == length:
         return {}
-    return {1: view.positions(source, axis, [index % length for index in indices])}
+    positions = np.array(view.positions(source, axis, [index % length for index in indices]), np.int64)
+    rank = len(view.shape(node.inputs[1]))
+    wanted = view.shape_wanted(node.outputs[0])[axis : axis + rank]
+    # a table of indices stays a table: the grouping keeps its rows alike
+    return {1: positions.reshape(wanted if positions.size == np.prod(wanted) else -1)}
 
 
-register(Operator(op="Split", versions=(2, 11, 13, 18), run=_split, channels=_move, rewrite=_split_rewrite, data=(0,)))
+register(
+    Operator(
+        op="Split",
+        versions=(2, 11, 13, 18),
+        run=_split,
+        channels=_move,
+        rewrite=_split_rewrite,
+        known=_split_known,
+        data=(0,),
+    )
+)
 
 register(
     Operator(
@@ -201,8 +194,6 @@ register(
         data=(0,),
     )
 )
-
-register(Operator(op="Pad", versions=(2, 11, 13, 18, 19, 21, 23, 24, 25), run=_pad, channels=_move, data=(0,)))
 
 register(
     Operator(
