@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import fx
 from torch.export import Dim, ExportedProgram
 from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 from torch.utils import _pytree as pytree
 
 from worker.compressor.errors import ExportError
 from worker.compressor.graph.evaluation import torch_dtype
-from worker.compressor.graph.executor import TENSORS, identifier, to_module
+from worker.compressor.graph.executor import identifier, to_module
+from worker.compressor.graph.exporters.dotted_names import name_weights
 from worker.compressor.graph.network import Network
 from worker.compressor.graph.structure import Structure, Tree, fill, leaves
 
@@ -36,7 +37,7 @@ def write_program(network: Network, path: Path) -> None:
     """
     structure = network.structure or _in_order(network)
     module = to_module(network, trainable=False).eval()
-    _name_weights(module, network)
+    name_weights(module, network)
     _restructure(module, structure)
     program = _export(module, network, structure)
     try:
@@ -162,42 +163,3 @@ def _free_axes(network: Network, index: int) -> Iterator[tuple[int, str | None]]
     for axis, size in enumerate(shape):
         if not isinstance(size, int):
             yield axis, size
-
-
-def _name_weights(module: fx.GraphModule, network: Network) -> None:
-    """Put each tensor where its dotted name in the uploaded file says, so that the state dict has the same keys."""
-    moved: dict[str, str] = {}
-    for attribute, tensors in module.meta[TENSORS].items():
-        if not hasattr(module, attribute):
-            continue
-        dotted = network.origins[tensors[0]].source
-        owner = _owner(module, dotted)
-        if owner is None or dotted == attribute:
-            continue
-        value, name = getattr(module, attribute), dotted.rpartition(".")[2]
-        delattr(module, attribute)
-        if isinstance(value, nn.Parameter):
-            owner.register_parameter(name, value)
-        else:
-            owner.register_buffer(name, value)
-        moved[attribute] = dotted
-    for node in module.graph.nodes:
-        if node.op == "get_attr" and node.target in moved:
-            node.target = moved[node.target]
-    module.recompile()
-
-
-def _owner(module: nn.Module, dotted: str) -> nn.Module | None:
-    """The submodule for a tensor of that name, made where it is missing; None where the name cannot be one."""
-    *path, name = dotted.split(".")
-    if not all(re.fullmatch(r"\w+", part) for part in (*path, name)):
-        return None
-    owner: Any = module
-    for part in path:
-        found = getattr(owner, part, None)
-        if found is None and not hasattr(owner, part):
-            owner.add_module(part, nn.Module())
-        elif not isinstance(found, nn.Module):
-            return None
-        owner = getattr(owner, part)
-    return None if hasattr(owner, name) else owner

@@ -1,39 +1,35 @@
-"""TorchScript in (scripted, traced, frozen): through the TorchScript-based ONNX exporter, with every weight found again.
+"""TorchScript in (scripted, traced, frozen): by torch's ONNX exporter, else by our own walk over the inlined graph.
 
-Every parameter is first filled with numbers that occur nowhere else. So no two weights are merged because they happen to
-be equal, and each is found again in the exported graph by name or by value, wherever the exporter puts it.
+Whichever way it came, every parameter that matters must be found again, and the network must compute what the module does.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-import onnx_ir as ir
 import torch
 
 from worker.compressor.errors import ImportFailed
-from worker.compressor.graph.counts import is_float
-from worker.compressor.graph.evaluation import as_array, run, torch_dtype
+from worker.compressor.graph.evaluation import run
 from worker.compressor.graph.importers.archive import check_archive
+from worker.compressor.graph.importers.arguments import Arguments, Signature, read_arguments
+from worker.compressor.graph.importers.exported import export
+from worker.compressor.graph.importers.inlined import convert
 from worker.compressor.graph.importers.layer_names import name_layers
 from worker.compressor.graph.importers.onnx import try_once
-from worker.compressor.graph.importers.validation import check_model
-from worker.compressor.graph.network import Network, Origin
+from worker.compressor.graph.network import Network
 from worker.compressor.graph.normalise import normalise
+from worker.compressor.graph.structure import Structure, describe, leaves
 
-Signature = Sequence[Mapping[str, Any]]
-
-_OPSET = 17
-_FREE_SIZE = 64  # for an axis that is free and not the batch, while the network is looked at
 #: Largest difference to the module, relative to its largest output: the gate against a wrong conversion.
-_TOLERANCE = 1e-3
+_TOLERANCE, _HALF_TOLERANCE = 1e-3, 3e-2
+#: Another size for free axes that are not the batch, where the module takes it.
+_OTHER_LENGTH = 96
+_RECURRENT = {"aten::lstm", "aten::gru", "aten::rnn_tanh", "aten::rnn_relu"}
 
 
 def load_module(path: Path) -> Any:
@@ -64,42 +60,95 @@ def import_torchscript(path: Path, signature: Signature | None) -> Network:
     module = load_module(path)
     if signature is None:
         raise ImportFailed("TorchScript does not say what goes in", code="signature_needed", hint="Give `inputs`.")
-    inputs = _samples(signature, 2)
-    _check_inputs(module, inputs, signature)
-    with _distinct_weights(module) as truth:
-        model = _export(module, inputs, signature)
-        check_model(model)
-        network = normalise(ir.from_proto(model))
-        _restore(network, truth)
-    _check_nothing_lost(network, module, truth, inputs)
-    name_layers(network)
-    try_once(network, signature)
-    _check_parity(network, module, signature)
+    arguments = read_arguments(module, signature)
+    if not arguments.rows:
+        raise ImportFailed("the signature has no tensor", code="no_inputs", hint="Give name, dtype and shape of each.")
+    structure = _structure(module, arguments)
+    failure: ImportFailed | None = None
+    for route in _routes(module, structure):
+        try:
+            network = route(module, arguments, structure)
+            network.structure = structure
+            _check_nothing_lost(network, module, arguments)
+            name_layers(network)
+            try_once(network, arguments.rows)
+            _check_parity(network, module, arguments)
+            return network
+        except ImportFailed as error:
+            failure = error
+    assert failure is not None
+    raise failure
+
+
+Route = Callable[[Any, Arguments, Structure], Network]
+
+
+def by_exporter(module: Any, arguments: Arguments, structure: Structure) -> Network:
+    """The first route; takes only modules whose arguments and outputs are tensors."""
+    num_outputs = len(list(leaves(structure["output"])))
+    return export(module, arguments.rows, arguments.samples(2), num_outputs)
+
+
+def by_walk(module: Any, arguments: Arguments, structure: Structure) -> Network:
+    """The second route: our own importer, which tells the line of what it cannot take."""
+    model, sources = convert(module, arguments)
+    network = normalise(model)
+    for name, origin in network.origins.items():
+        network.origins[name] = dataclasses.replace(origin, source=sources.get(origin.source, origin.source))
     return network
 
 
-def _samples(signature: Signature, batch: int) -> list[torch.Tensor]:
-    """One tensor per input: standard normal, or small whole numbers; free axes get `batch` and a fixed size."""
-    generator = torch.Generator().manual_seed(0)
-    tensors = []
-    for row in signature:
-        sizes = [s if isinstance(s, int) else batch if axis == 0 else _FREE_SIZE for axis, s in enumerate(row["shape"])]
-        dtype = torch_dtype(row.get("dtype", "float32"))
-        if dtype.is_floating_point:
-            tensors.append(torch.randn(sizes, generator=generator).to(dtype))
-        else:
-            tensors.append(torch.randint(0, 2, sizes, generator=generator).to(dtype))
-    return tensors
+def _routes(module: Any, structure: Structure) -> list[Route]:
+    """Recurrent layers lose the names of their weights in the exporter; dicts, lists and numbers it does not take."""
+    if any("port" not in leaf for leaf in (*structure["args"], *leaves(structure["output"]))):
+        return [by_walk]
+    if _has_mappings(structure["output"]):
+        return [by_walk]
+    return [by_walk, by_exporter] if _is_recurrent(module.inlined_graph) else [by_exporter, by_walk]
 
 
-def _check_inputs(module: Any, inputs: list[torch.Tensor], signature: Signature) -> None:
+def _has_mappings(tree: dict[str, Any]) -> bool:
+    return "dict" in tree or "list" in tree or any(_has_mappings(item) for item in tree.get("tuple", ()))
+
+
+def _is_recurrent(block: Any) -> bool:
+    return any(
+        node.kind() in _RECURRENT or any(_is_recurrent(inner) for inner in node.blocks()) for node in block.nodes()
+    )
+
+
+def _structure(module: Any, arguments: Arguments) -> Structure:
+    """How the module is called and what it gives back, seen in one call."""
+    count = 0
+
+    def leaf(value: Any) -> dict[str, Any]:
+        nonlocal count
+        if isinstance(value, torch.Tensor):
+            count += 1
+            return {"port": count - 1}
+        if value is None or isinstance(value, int | float | str):
+            return {"value": value}
+        raise ImportFailed(
+            f"the network returns a {type(value).__name__}",
+            code="unsupported_output",
+            hint="Return tensors, or tuples, lists and dicts of tensors.",
+        )
+
+    output = describe(_call(module, arguments, arguments.samples(2)), leaf)
+    if not count:
+        raise ImportFailed("the network returns no tensor", code="unsupported_output", hint="Return tensors.")
+    names = [argument.name for argument in arguments.all]
+    return {"args": arguments.tree(), "kwargs": [], "names": names, "output": output}
+
+
+def _call(module: Any, arguments: Arguments, tensors: list[torch.Tensor]) -> Any:
     try:
         with torch.no_grad():
-            module(*inputs)
-    except RuntimeError as error:
+            return module(*arguments.call([tensor.clone() for tensor in tensors]))
+    except (torch.jit.Error, RuntimeError, TypeError, ValueError) as error:
         if "can't allocate memory" in str(error):
             raise MemoryError(str(error)) from error
-        shapes = ", ".join(f"{row['name']} {list(tensor.shape)}" for row, tensor in zip(signature, inputs, strict=True))
+        shapes = ", ".join(f"{r['name']} {list(t.shape)}" for r, t in zip(arguments.rows, tensors, strict=True))
         last = str(error).strip().splitlines()[-1]
         raise ImportFailed(
             f"the network does not run on inputs of shape {shapes}: {last[:300]}",
@@ -108,127 +157,22 @@ def _check_inputs(module: Any, inputs: list[torch.Tensor], signature: Signature)
         ) from error
 
 
-class _Weights:
-    """The module's float tensors by dotted name: true values, and the numbers that stand for them in the export."""
-
-    def __init__(self) -> None:
-        self.true: dict[str, torch.Tensor] = {}
-        self.by_value: dict[bytes, list[str]] = {}
-
-    def claim(self, array: np.ndarray) -> str | None:
-        """The name of the tensor with this content; equal ones in order of their names' appearance, the last stays."""
-        names = self.by_value.get(_fingerprint(array))
-        return None if not names else names.pop(0) if len(names) > 1 else names[0]
-
-
-@contextlib.contextmanager
-def _distinct_weights(module: Any) -> Iterator[_Weights]:
-    """Fill every float parameter and buffer with numbers of its own; the true ones come back at the end."""
-    weights = _Weights()
-    live: dict[str, torch.Tensor] = {}
-    generator = torch.Generator().manual_seed(20)
-    seen: dict[int, str] = {}
-    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
-        if not tensor.is_floating_point() or tensor.data_ptr() in seen:
-            continue  # tied tensors share their memory, and the first name stands for them
-        seen[tensor.data_ptr()] = name
-        live[name], weights.true[name] = tensor.detach(), tensor.detach().clone()
-    for name, constant in _constants(module):
-        weights.true[f"CONSTANTS.{name}"] = constant
-        weights.by_value.setdefault(_fingerprint(_plain(constant)), []).append(f"CONSTANTS.{name}")
-    try:
-        for name, tensor in live.items():
-            # between 0.5 and 1.5: also a variance has to be positive
-            tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
-            weights.by_value.setdefault(_fingerprint(_plain(tensor)), []).append(name)
-        yield weights
-    finally:
-        for name, tensor in live.items():
-            tensor.copy_(weights.true[name])
-
-
-def _constants(module: Any) -> list[tuple[str, torch.Tensor]]:
-    """The tensors that freezing turned into constants, `c0`, `c1`… in order."""
-    with contextlib.suppress(RuntimeError):
-        mapping = module.code_with_constants[1].const_mapping
-        found = [(name, value) for name, value in mapping.items() if isinstance(value, torch.Tensor)]
-        return sorted(found, key=lambda item: int(item[0].lstrip("c") or 0))
-    return []
-
-
-def _plain(tensor: torch.Tensor) -> np.ndarray:
-    like = np.empty(0, onnx.helper.tensor_dtype_to_np_dtype(onnx.TensorProto.BFLOAT16))
-    return as_array(tensor, like if tensor.dtype == torch.bfloat16 else tensor.numpy())
-
-
-def _fingerprint(array: np.ndarray) -> bytes:
-    return f"{array.shape}{array.dtype}".encode() + np.ascontiguousarray(array).tobytes()
-
-
-def _export(module: Any, inputs: list[torch.Tensor], signature: Signature) -> onnx.ModelProto:
-    names = [row["name"] for row in signature]
-    free = {
-        row["name"]: {axis: size for axis, size in enumerate(row["shape"]) if isinstance(size, str)}
-        for row in signature
-    }
-    buffer = io.BytesIO()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            outputs = _flat(module(*inputs))
-            batch = next((size for row in signature for size in row["shape"][:1] if isinstance(size, str)), None)
-            output_names = ["output"] if len(outputs) == 1 else [f"output_{i}" for i in range(len(outputs))]
-            if batch is not None:
-                free |= {name: {0: batch} for name, output in zip(output_names, outputs, strict=True) if output.ndim}
-            torch.onnx.export(
-                module,
-                tuple(inputs),
-                buffer,  # type: ignore[arg-type]
-                dynamo=False,
-                training=torch.onnx.TrainingMode.PRESERVE,  # TRAINING is silently wrong on scripted BatchNorm
-                do_constant_folding=False,  # folding loses the names of the weights
-                opset_version=_OPSET,
-                input_names=names,
-                output_names=output_names,
-                dynamic_axes=free,
-            )
-    except (RuntimeError, ValueError, TypeError, torch.onnx.OnnxExporterError) as error:
-        lines = [line for line in str(error).strip().splitlines() if line.strip()] or [type(error).__name__]
-        raise ImportFailed(
-            f"the network cannot be converted: {' '.join(lines[:2])[:400]}",
-            code="unsupported_operator",
-            hint="Upload the network as ONNX, or save it without this operator.",
-        ) from error
-    return onnx.load_model_from_string(buffer.getvalue())
-
-
 def _flat(output: Any) -> list[torch.Tensor]:
     if isinstance(output, torch.Tensor):
         return [output]
-    if isinstance(output, tuple | list):
-        return [tensor for part in output for tensor in _flat(part)]
-    raise ImportFailed(
-        f"the network returns a {type(output).__name__}", code="unsupported_output", hint="Return tensors or tuples."
-    )
+    items = output.values() if isinstance(output, dict) else output if isinstance(output, tuple | list) else ()
+    return [tensor for part in items for tensor in _flat(part)]
 
 
-def _restore(network: Network, truth: _Weights) -> None:
-    """Put the true values in, and note the dotted name of each."""
-    for name, array in list(network.tensors.items()):
-        if not is_float(array):
-            continue
-        source = name if name in truth.true and truth.true[name].shape == array.shape else truth.claim(array)
-        if source is not None:
-            network.tensors[name] = as_array(truth.true[source], array)
-            network.origins[name] = Origin(source, array.shape)
-
-
-def _check_nothing_lost(network: Network, module: Any, truth: _Weights, inputs: list[torch.Tensor]) -> None:
+def _check_nothing_lost(network: Network, module: Any, arguments: Arguments) -> None:
     """Every parameter that the output depends on must be in the graph."""
-    found = {origin.source for origin in network.origins.values()}
+    sources = {origin.source for origin in network.origins.values()}
     parameters = dict(module.named_parameters())
-    for name in [name for name in parameters if name in truth.true and name not in found]:
-        if _matters(module, parameters[name], inputs):
+    held = {parameters[name].data_ptr() for name in sources if name in parameters}
+    for name, parameter in parameters.items():
+        if name in sources or parameter.data_ptr() in held or not parameter.is_floating_point():
+            continue
+        if _matters(module, parameter, arguments):
             raise ImportFailed(
                 f"the parameter '{name}' is not found again after conversion",
                 code="unsupported_feature",
@@ -236,35 +180,46 @@ def _check_nothing_lost(network: Network, module: Any, truth: _Weights, inputs: 
             )
 
 
-def _matters(module: Any, parameter: torch.Tensor, inputs: list[torch.Tensor]) -> bool:
+def _matters(module: Any, parameter: torch.Tensor, arguments: Arguments) -> bool:
+    inputs = arguments.samples(2)
     with torch.no_grad():
-        before, kept = _flat(module(*inputs)), parameter.detach().clone()
+        before, kept = _flat(_call(module, arguments, inputs)), parameter.detach().clone()
         parameter.detach().mul_(1.5).add_(0.5)
-        after = _flat(module(*inputs))
+        after = _flat(_call(module, arguments, inputs))
         parameter.detach().copy_(kept)
     return any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
-def _check_parity(network: Network, module: Any, signature: Signature) -> None:
-    """The graph must compute what the module does, at two batch sizes where the batch is free."""
-    free = any(isinstance(size, str) for row in signature for size in row["shape"][:1])
-    for batch in (1, 3) if free else (1,):
-        inputs = _samples(signature, batch)
-        _check_inputs(module, inputs, signature)
-        with torch.no_grad():
-            wanted = _flat(module(*inputs))
-        got = run(network, dict(zip([port.name for port in network.inputs], inputs, strict=True)))
-        for expected, array in zip(wanted, got.values(), strict=True):
-            error = _relative(expected.float().numpy(), array)
-            if not error <= (_TOLERANCE if expected.dtype in (torch.float32, torch.float64) else 3e-2):
-                raise ImportFailed(
-                    f"the converted network differs from the module by {error:.1e} at batch {batch}",
-                    code="unsupported_feature",
-                    hint="The network may be random, or depend on values in a way that ONNX cannot say.",
-                )
+def _check_parity(network: Network, module: Any, arguments: Arguments) -> None:
+    """The graph must compute what the module does, at two batch sizes and lengths where these are free."""
+    for batch in (1, 3) if arguments.has_free_batch else (1,):
+        inputs = arguments.samples(batch)
+        _compare(network, _flat(_call(module, arguments, inputs)), inputs)
+    longer = arguments.samples(2, _OTHER_LENGTH)
+    if [tensor.shape for tensor in longer] != [tensor.shape for tensor in arguments.samples(2)]:
+        try:
+            wanted = _flat(_call(module, arguments, longer))
+        except ImportFailed:
+            return  # the axis is not as free as the signature says
+        _compare(network, wanted, longer)
+
+
+def _compare(network: Network, wanted: list[torch.Tensor], inputs: list[torch.Tensor]) -> None:
+    got = run(network, dict(zip([port.name for port in network.inputs], inputs, strict=True)))
+    for expected, array in zip(wanted, got.values(), strict=True):
+        is_half = expected.dtype in (torch.float16, torch.bfloat16)
+        error = _relative((expected.float() if is_half else expected).numpy(), array)
+        if not error <= (_HALF_TOLERANCE if is_half else _TOLERANCE):
+            shapes = ", ".join(str(list(tensor.shape)) for tensor in inputs)
+            raise ImportFailed(
+                f"the converted network differs from the module by {error:.1e} on inputs of shape {shapes}",
+                code="unsupported_feature",
+                hint="The network may be random, or depend on values in a way that ONNX cannot say.",
+            )
 
 
 def _relative(a: np.ndarray, b: np.ndarray) -> float:
     if a.shape != b.shape:
         return float("inf")
+    a, b = a.astype(np.float64), b.astype(np.float64)
     return float(np.abs(a - b).max(initial=0.0) / max(float(np.abs(a).max(initial=0.0)), 1e-12))

@@ -114,17 +114,6 @@ class TestImport:
         assert max(errors) < 1e-5 and max(controls) > 1e-3
 
 
-class Forked(nn.Module):
-    shape = (4,)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc = nn.Linear(4, 4)
-
-    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {"y": self.fc(x)}
-
-
 class Hidden(nn.Module):
     """Depends on the values of its input, which a graph cannot say."""
 
@@ -150,12 +139,6 @@ class TestRefusal:
         with pytest.raises(ImportFailed) as caught:
             import_model(path, "torchscript", [{"name": "x", "dtype": "float32", "shape": ["batch", 4, 8, 8]}])
         assert caught.value.code == "input_mismatch" and "[2, 4, 8, 8]" in caught.value.detail
-
-    def test_of_what_returns_a_dict(self, tmp_path):
-        path = save(Forked().eval(), "script", tmp_path / "m.pt")
-        with pytest.raises(ImportFailed) as caught:
-            import_model(path, "torchscript", [{"name": "x", "dtype": "float32", "shape": ["batch", 4]}])
-        assert caught.value.code == "unsupported_output"
 
     def test_of_an_operator_that_is_not_there(self, tmp_path):
         path = save(Hidden().eval(), "script", tmp_path / "m.pt")

@@ -139,15 +139,15 @@ class Builder:
         operands = [self._as_operand(number, kind) for number in numbers]
         return Free(results, self.emit(op, *operands))
 
-    def finish(self, outputs: Sequence[tuple[str, Tensor]], axis_names: Mapping[int, str]) -> ir.Model:
-        """The model with these outputs; a free first axis gets the name `axis_names[0]`, and so on."""
+    def finish(self, outputs: Sequence[tuple[str, Tensor]], names: Mapping[tuple[int, ...], str]) -> ir.Model:
+        """The model with these outputs; `names` are those of free axes, by their sizes in the trials."""
         values = []
         for name, tensor in outputs:
             value = tensor.value
             if value.producer() is None or value in values:
                 value = self.emit("Identity", tensor)
             value.name = self._unique(name)
-            sizes = [axis_names.get(i) if size is None else size for i, size in enumerate(tensor.shape)]
+            sizes = [names.get(tensor.sizes(i)) if size is None else size for i, size in enumerate(tensor.shape)]
             value.shape = ir.Shape(sizes)
             value.type = ir.TensorType(DTYPES[tensor.dtype])
             values.append(value)

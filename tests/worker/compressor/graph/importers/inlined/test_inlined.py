@@ -11,6 +11,7 @@ from torch import nn
 from tests.worker.compressor.graph import nets
 from tests.worker.compressor.graph.importers.inlined import networks
 from worker.compressor.errors import ImportFailed
+from worker.compressor.graph.importers.arguments import read_arguments
 from worker.compressor.graph.importers.inlined import convert
 
 
@@ -50,7 +51,7 @@ class TestConvert:
     def test_onnxruntime_computes_what_the_module_does_at_any_size(self, net, kind):
         signature = [{"name": "x", "dtype": "float32", "shape": list(net.shape)}]
         module = module_of(net, kind, samples(net.shape, 2))
-        model, _, _ = convert(module, signature, [samples(net.shape, 2)])
+        model, _ = convert(module, read_arguments(module, signature))
         for batch, time in ((1, 7), (5, 12)) if kind != "trace" or "time" not in net.shape else ((5, 10),):
             x = samples(net.shape, batch, time)
             with torch.no_grad():
@@ -62,7 +63,7 @@ class TestConvert:
     def test_constants_are_called_by_the_names_of_parameters(self, kind):
         module = module_of(networks.UNet, kind, samples(networks.UNet.shape, 2))
         signature = [{"name": "x", "dtype": "float32", "shape": list(networks.UNet.shape)}]
-        model, sources, _ = convert(module, signature, [samples(networks.UNet.shape, 2)])
+        model, sources = convert(module, read_arguments(module, signature))
         state = dict(module.named_parameters())
         assert set(sources.values()) == set(state)
         for name, source in sources.items():
@@ -128,7 +129,7 @@ class TestRefusal:
         torch.jit.script(net().eval()).save(tmp_path / "m.pt")
         module = torch.jit.load(tmp_path / "m.pt")
         with pytest.raises(ImportFailed) as caught:
-            convert(module, [{"name": "x", "dtype": "float32", "shape": ["batch", 4]}], [torch.zeros(2, 4)])
+            convert(module, read_arguments(module, [{"name": "x", "dtype": "float32", "shape": ["batch", 4]}]))
         assert (
             told in caught.value.detail and "line" in caught.value.detail and "test_inlined.py" in caught.value.detail
         )
