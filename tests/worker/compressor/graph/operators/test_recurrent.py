@@ -7,6 +7,7 @@ import onnx
 import pytest
 import torch
 
+from benchmarks import node_tests
 from tests.worker.compressor.graph.nets import difference, reference
 from tests.worker.compressor.graph.operators.single import load, one_node
 from worker.compressor.errors import ImportFailed
@@ -143,3 +144,95 @@ class TestSteps:
         names = {"LSTM": ["Tanh", "Relu", "Sigmoid"], "GRU": ["Tanh", "Relu"], "RNN": ["Relu"]}[op]
         plain = {"LSTM": ["Sigmoid", "Tanh", "Tanh"], "GRU": ["Sigmoid", "Tanh"], "RNN": ["Tanh"]}[op]
         check(op, operands(op, directions=2), tmp_path, direction="bidirectional", activations=[*plain, *names])
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def plainly(op, inputs, *, layout, linear):
+    """The second version: one sample, one step, one unit at a time, as the standard writes it; both directions."""
+    x, w, r, b = inputs[:4]
+    x = x.swapaxes(0, 1) if layout else x
+    steps, batch, _ = x.shape
+    y, last = np.zeros((2, steps, batch, HIDDEN, 2))[0], np.zeros((2, batch, HIDDEN, 2))
+    gates = GATES[op]
+    for d, n in np.ndindex(2, batch):
+        h, c = np.zeros(HIDDEN), np.zeros(HIDDEN)
+        wb, rb = b[d, : gates * HIDDEN], b[d, gates * HIDDEN :]
+        for t in range(steps) if d == 0 else reversed(range(steps)):
+            before, memory = h.copy(), c.copy()
+            pre = {}
+            for k, u in np.ndindex(gates, HIDDEN):
+                row = k * HIDDEN + u
+                pre[k, u] = (w[d, row] @ x[t, n] + wb[row], r[d, row] @ before + rb[row])
+            for u in range(HIDDEN):
+                if op == "RNN":
+                    h[u] = np.tanh(sum(pre[0, u]))
+                elif op == "LSTM":
+                    i, o, f = (sigmoid(sum(pre[k, u])) for k in range(3))
+                    c[u] = f * memory[u] + i * np.tanh(sum(pre[3, u]))
+                    h[u] = o * np.tanh(c[u])
+                else:
+                    z = sigmoid(sum(pre[0, u]))
+                    row = 2 * HIDDEN + u
+                    reset = [sigmoid(sum(pre[1, v])) for v in range(HIDDEN)]
+                    held = r[d, row] @ (np.array(reset) * before) + rb[row]
+                    inner = reset[u] * pre[2, u][1] if linear else held
+                    h[u] = (1 - z) * np.tanh(pre[2, u][0] + inner) + z * before[u]
+            y[t, n, :, d] = h
+        last[0, n, :, d], last[1, n, :, d] = h, c
+    y, last = np.moveaxis(y, 3, 2), np.moveaxis(last, 3, 2)  # [S, B, D, H] and [2, B, D, H]
+    if layout:
+        return y.swapaxes(0, 1), last[0], last[1]
+    return y.swapaxes(1, 2), last[0].swapaxes(0, 1), last[1].swapaxes(0, 1)
+
+
+class TestSecondVersion:
+    @pytest.mark.parametrize("op", GATES)
+    @pytest.mark.parametrize("layout", [0, 1])
+    @pytest.mark.parametrize("linear", [0, 1])
+    def test_as_the_standard_is_written(self, op, layout, linear, tmp_path):
+        inputs = operands(op, directions=2)
+        given = {"linear_before_reset": linear} if op == "GRU" else {}
+        number = 3 if op == "LSTM" else 2
+        model = one_node(
+            op,
+            inputs,
+            14,
+            num_outputs_made=number,
+            hidden_size=HIDDEN,
+            layout=layout,
+            direction="bidirectional",
+            **given,
+        )
+        wanted = plainly(op, inputs, layout=layout, linear=linear)[:number]
+        network = load(model, tmp_path)
+        got = run(network, {"i0": inputs[0]}).values()
+        scripted = torch.jit.script(to_module(network).eval())(torch.from_numpy(inputs[0]))
+        for expected, stepped, other in zip(wanted, got, scripted, strict=True):
+            assert difference(expected, stepped) < 2e-6 and difference(expected, other.detach().numpy()) < 2e-6
+
+    @pytest.mark.parametrize("op", GATES)
+    @pytest.mark.parametrize("form", [{}, {"clip": 5.0}])
+    def test_gradients_are_those_of_small_differences(self, op, form, tmp_path):
+        inputs = [None if array is None else array.astype(np.float64) for array in operands(op, directions=2)]
+        model = one_node(op, inputs, 14, hidden_size=HIDDEN, direction="bidirectional", **form)
+        module = to_module(load(model, tmp_path))
+        x = torch.from_numpy(inputs[0])
+        module(x)[0].square().sum().backward()
+        for parameter in module.parameters():
+            index = tuple(size // 2 for size in parameter.shape)
+            sides = []
+            for step in (1e-5, -2e-5):
+                parameter.data[index] += step
+                sides.append(module(x)[0].square().sum().item())
+            parameter.data[index] += 1e-5
+            assert abs((sides[0] - sides[1]) / 2e-5 - parameter.grad[index].item()) < 1e-6
+
+
+class TestStandard:
+    def test_every_case_of_the_standard_passes(self):
+        cases = [case for case in node_tests.cases() if case.operator in GATES]
+        failing = [outcome for case in cases if (outcome := node_tests.evaluate(case)).reason]
+        assert len(cases) >= 18 and not failing, failing
