@@ -24,7 +24,7 @@ from app.api.uploaded_rows import StoredFile
 from app.models import service
 from app.models.formats import tell_format
 from app.models.schemas import Layer, ModelFromArtifact, ModelRead
-from app.spec.schema import InputSignature, SpecModel
+from app.spec.schema import SignatureRow, SpecModel
 from app.tables import ModelRow
 
 router = APIRouter(prefix="/v1/models", tags=["models"], responses=PROBLEMS)
@@ -33,7 +33,7 @@ router = APIRouter(prefix="/v1/models", tags=["models"], responses=PROBLEMS)
 class SignatureField(SpecModel):
     """The field `inputs` of an upload."""
 
-    inputs: list[InputSignature] = Field(min_length=1, max_length=64)
+    inputs: list[SignatureRow] = Field(min_length=1, max_length=64)
 
 
 class RawUploadParameters(WaitParameters):

@@ -40,7 +40,8 @@ def complete_spec(spec: Spec, model: ModelFacts, dataset: DatasetFacts | None) -
     if errors:
         raise Unprocessable.of(errors, hint="send a data set: an .npz or .safetensors file with the inputs as `x`")
     signature = _signature(spec, model, dataset)
-    labels = _check_data(signature, dataset) if dataset else None
+    tensors = [entry for entry in signature if "value" not in entry]
+    labels = _check_data(tensors, dataset) if dataset else None
     if labels is None and (errors := _asks_for_labels(spec)):
         raise Unprocessable.of(errors, hint="add an array `y` of labels to the data set")
     plain = spec.as_json()

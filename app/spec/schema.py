@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from app.spec.catalog import known_names
@@ -64,6 +64,25 @@ class InputSignature(SpecModel):
         "float32"
     )
     shape: list[Dimension] = Field(min_length=0, max_length=8)
+
+
+class FixedArgument(SpecModel):
+    """An argument of a TorchScript module that is no tensor: it is no input of the network, and keeps this value."""
+
+    name: str = Field(min_length=1, max_length=255)
+    value: int | float | bool | Annotated[str, Field(max_length=1024)] | None
+
+
+def _kind_of_argument(entry: Any) -> str:
+    has_value = "value" in entry if isinstance(entry, dict) else isinstance(entry, FixedArgument)
+    return "FixedArgument" if has_value else "InputSignature"
+
+
+#: One row of a signature: a tensor, or an argument with a fixed value.
+SignatureRow = Annotated[
+    Annotated[InputSignature, Tag("InputSignature")] | Annotated[FixedArgument, Tag("FixedArgument")],
+    Discriminator(_kind_of_argument),
+]
 
 
 class Preprocess(SpecModel):
@@ -201,7 +220,7 @@ class Spec(SpecModel):
 
     version: Annotated[Literal[1], BeforeValidator(_a_whole_number)] = 1
     task: Literal["classification", "regression", "none"] | None = None
-    inputs: list[InputSignature] | None = Field(default=None, min_length=1, max_length=64)
+    inputs: list[SignatureRow] | None = Field(default=None, min_length=1, max_length=64)
     preprocess: Preprocess | dict[str, Preprocess] | None = Field(default=None, union_mode="left_to_right")
     steps: list[Step] = Field(default_factory=default_steps, min_length=1, max_length=MAX_STEPS)
     evaluation: Evaluation = Evaluation()
@@ -219,6 +238,11 @@ class Spec(SpecModel):
         if self.outputs and len(set(self.outputs)) != len(self.outputs):
             raise PydanticCustomError("duplicate_output", "an output format is listed once")
         return self
+
+    @property
+    def tensors(self) -> list[InputSignature]:
+        """The rows of `inputs` that are tensors: the network's inputs, in order."""
+        return [row for row in self.inputs or [] if isinstance(row, InputSignature)]
 
     def preprocess_of(self, name: str) -> Preprocess | None:
         """The preprocessing of one input."""

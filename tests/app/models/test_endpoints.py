@@ -129,6 +129,8 @@ class TestCreateModel:
             '[{"name": "x", "shape": [4398046511104]}]',
             '[{"name": "x", "shape": ' + str([1] * 100) + "}]",
             '[{"name": "a\\u0000", "shape": [1]}]',
+            '[{"name": "rate", "value": [1]}]',
+            '[{"name": "rate", "value": 1, "shape": [1]}]',
         ],
     )
     def test_a_wrong_signature_is_pointed_at(self, service: Service, inputs):
@@ -137,6 +139,13 @@ class TestCreateModel:
         problem(answer, answer.status_code)
         raw = service.put("/v1/models/net.pt", params={"inputs": inputs}, content=torchscript())
         assert raw.status_code == answer.status_code and raw.json()["code"] == answer.json()["code"]
+
+    def test_a_fixed_argument_is_part_of_the_signature(self, service: Service):
+        rows = [*SIGNATURE, {"name": "rate", "value": 16000}, {"name": "mask", "value": None}]
+        first = service.upload(torchscript(), "net.pt", inputs=rows)
+        assert service.upload(torchscript(), "net.pt", inputs=rows)["id"] == first["id"]
+        rows[1] = {"name": "rate", "value": 8000}
+        assert service.upload(torchscript(), "net.pt", inputs=rows)["id"] != first["id"]
 
     def test_a_name_can_be_given(self, service: Service):
         answer = service.post("/v1/models", files={"file": ("x.onnx", ONNX)}, data={"name": "digits v2"})

@@ -85,6 +85,12 @@ class TestCompleteSpec:
         assert spec.inputs is not None
         assert spec.inputs[0].dtype == "uint8"
 
+    def test_a_fixed_argument_needs_no_array(self) -> None:
+        rows = [{"name": "x", "shape": ["batch", 1, 8, 8]}, {"name": "rate", "value": 16000}]
+        spec = completed({"inputs": rows, "preprocess": {}}, *IMAGES, model=ModelFacts("torchscript", None))
+        assert [row.name for row in spec.tensors] == ["x"]
+        assert spec.as_json()["inputs"][1] == {"name": "rate", "value": 16000}
+
     def test_without_signature_and_data_one_is_asked_for(self) -> None:
         assert rejected(None, model=ModelFacts("torchscript", None)).code == "signature_needed"
 

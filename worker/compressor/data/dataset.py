@@ -86,10 +86,10 @@ def load_dataset(path: Path, data_format: str, spec: Spec) -> Dataset:
     assert spec.inputs is not None
     stored = {array.name: array for array in open_arrays(path, data_format)}
     try:
-        roles = assign_roles(list(stored), [entry.name for entry in spec.inputs])
+        roles = assign_roles(list(stored), [entry.name for entry in spec.tensors])
     except FieldsMismatch as error:
         raise InputMismatch(str(error)) from None
-    preparations = tuple(Preparation(e.name, e.dtype, spec.preprocess_of(e.name)) for e in spec.inputs)
+    preparations = tuple(Preparation(e.name, e.dtype, spec.preprocess_of(e.name)) for e in spec.tensors)
     rows = {split: _rows(stored, roles, split, preparations) for split in roles.splits}
     _check_task(rows, spec)
     dataset = _split(rows, np.random.default_rng([spec.seed, 1]))

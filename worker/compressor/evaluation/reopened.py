@@ -27,7 +27,7 @@ def job_dataset(request: Request, shapes: dict[str, tuple[int, ...]]) -> Dataset
     """The rows of a job: its data set, or noise where it has none. The same in every process."""
     assert request.spec is not None and request.spec.inputs is not None
     if request.dataset is None:
-        return noise_dataset(request.spec.inputs, shapes, request.spec.seed)
+        return noise_dataset(request.spec.tensors, shapes, request.spec.seed)
     return load_dataset(request.dataset.file, request.dataset.format, request.spec)
 
 
