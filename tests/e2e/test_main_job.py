@@ -86,7 +86,7 @@ class TestEveryFormat:
         job = run(client, files / name, files / "digits.npz", SPEC)
         assert job["status"] == "succeeded", job["error"]
         made, result = fetch(client, job, tmp_path), job["result"]
-        assert made.keys() == {"model.onnx", "model.pt", "report.json", "manifest.json"}
+        assert made.keys() == {"model.onnx", "model.pt", "weights.safetensors", "report.json", "manifest.json"}
         onnx.checker.check_model(str(made["model.onnx"]), full_check=True)
         before = logits(files / name, images[0])
         twins = [logits(made[part], images[0]) for part in ("model.onnx", "model.pt")]
