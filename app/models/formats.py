@@ -17,7 +17,8 @@ _MAX_INDEX_BYTES = 64 << 20
 # Field numbers of ModelProto that a file can begin with, as protobuf tags.
 _ONNX_TAGS = {0x08, 0x12, 0x1A, 0x22, 0x28, 0x32, 0x3A, 0x42, 0x72, 0xA2, 0xCA}
 _ACCEPTED = (
-    "send an .onnx file, a TorchScript archive written by torch.jit.save, or a .pt2 written by torch.export.save"
+    "send an .onnx file (a .zip of it and its data files where it has any), a TorchScript archive written by "
+    "torch.jit.save, or a .pt2 written by torch.export.save"
 )
 
 
@@ -54,7 +55,7 @@ def _tell_archive(stream: BinaryIO) -> str:
     if "data.pkl" in members:
         raise Unprocessable("an archive of torch.save is a pickle", code="pickle_not_accepted", hint=_ACCEPTED)
     if any(name.lower().endswith(".onnx") for name in names):
-        raise Unprocessable("archives around an ONNX file are not read", code="unsupported_format", hint=_ACCEPTED)
+        return ONNX  # with its data files
     return TORCHSCRIPT
 
 

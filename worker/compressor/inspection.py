@@ -43,7 +43,8 @@ def inspect_model(request: Request) -> Outcome:
     network, graph_facts = import_model(source.file, source.format, request.signature)
     facts = describe(network, None)
     try:
-        write_onnx(network, request.output / "graph.onnx")
+        # For us alone, and we read graphs of any size.
+        write_onnx(network, request.output / "graph.onnx", most_bytes=1 << 40)
     except ExportError as error:  # nothing was changed yet: it came like this
         raise _not_valid(error) from error
     graph_facts |= {

@@ -7,7 +7,7 @@ network share arrays until one of them changes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -191,13 +191,15 @@ class Network:
             del self.origins[name]
             self.graph.initializers.pop(name, None)
 
-    def to_proto(self) -> onnx.ModelProto:
-        """The network as protobuf: the user's graph with the tensors of now."""
+    def to_proto(self, leave_out: Collection[str] = ()) -> onnx.ModelProto:
+        """The network as protobuf: the user's graph with the tensors of now, but for those to leave out."""
         for name, value in self.graph.initializers.items():
             array = self.tensors[name]
-            value.const_value = ir.tensor(array, name=name)
+            value.const_value = None if name in leave_out else ir.tensor(array, name=name)
             value.shape = ir.Shape(array.shape)
         proto = ir.to_proto(self.model)
+        for value in self.graph.initializers.values():
+            value.const_value = None  # it lies in `tensors`, and may be replaced there
         proto.graph.ClearField("value_info")  # shapes of initializers, which the tensors say themselves
         return proto
 

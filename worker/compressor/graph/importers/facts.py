@@ -6,9 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import onnx
-import onnx_ir as ir
-
+from worker.compressor.graph.importers.stored import StoredModel
 from worker.compressor.graph.network import Network, Origin
 from worker.compressor.graph.normalise import listed_inputs
 
@@ -29,7 +27,7 @@ def write_facts(network: Network) -> dict[str, Any]:
 
 def read_facts(path: Path, facts: Mapping[str, Any]) -> Network:
     """The network of a graph that `exporters.onnx` wrote for us, with the facts put back."""
-    graph = ir.from_proto(onnx.load(str(path)))
+    graph = StoredModel(path).as_model()
     listed_inputs.apply(graph)  # written again for IR 3
     tensors = {}
     for name, value in graph.graph.initializers.items():

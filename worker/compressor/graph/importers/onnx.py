@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import onnx
 import onnx_ir as ir
 
 from worker.compressor.errors import ImportFailed
 from worker.compressor.graph.evaluation import observe
+from worker.compressor.graph.importers.bundle import is_bundle, open_bundle
 from worker.compressor.graph.importers.samples import shape_candidates
-from worker.compressor.graph.importers.validation import check_file, check_model
+from worker.compressor.graph.importers.stored import StoredModel
+from worker.compressor.graph.importers.validation import check_model, open_file
 from worker.compressor.graph.network import Network
 from worker.compressor.graph.normalise import normalise
 from worker.compressor.graph.operator import operator_of
@@ -24,9 +25,9 @@ def import_onnx(path: Path, signature: Sequence[Mapping[str, Any]] | None) -> Ne
     Raises:
         ImportFailed: with the node or tensor that is the cause.
     """
-    model = check_file(path)
-    check_model(model)
-    network = normalise(_deserialise(model))
+    stored = open_bundle(path, path.parent / "unpacked") if is_bundle(path) else open_file(path)
+    check_model(stored.proto, stored)
+    network = normalise(_deserialise(stored))
     try_once(network, signature)
     return network
 
@@ -53,8 +54,8 @@ def try_once(network: Network, signature: Sequence[Mapping[str, Any]] | None) ->
     raise failure
 
 
-def _deserialise(model: onnx.ModelProto) -> ir.Model:
+def _deserialise(stored: StoredModel) -> ir.Model:
     try:
-        return ir.from_proto(model)
+        return stored.as_model()
     except Exception as error:  # the reader raises whatever its parts do on a file that the checker let through
         raise ImportFailed(f"the graph cannot be read: {str(error)[:300]}") from error

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 
 import onnx
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from worker.compressor.errors import ImportFailed
+from worker.compressor.graph.importers.stored import StoredModel, check_graph, is_elsewhere, num_bytes, tensors_of
 
 _OLDEST_OPSET = 7
 _MOST_BYTES = (1 << 31) - 1
@@ -22,36 +22,39 @@ _TRAINING = {"ai.onnx.training", "ai.onnx.preview.training"}
 _RE_EXPORT = "Export the network again and upload the new file."
 
 
-def check_file(path: Path) -> onnx.ModelProto:
-    """The parsed file.
+def open_file(path: Path) -> StoredModel:
+    """The parsed graph of a file, its large tensors mapped.
 
     Raises:
         ImportFailed: `malformed_model`, or `use_external_data` above protobuf's 2 GiB.
     """
     if path.stat().st_size > _MOST_BYTES:
-        raise ImportFailed("the file is larger than 2 GiB, which ONNX files cannot be", code="use_external_data")
-    try:
-        model = onnx.load_model_from_string(path.read_bytes())
-    except (DecodeError, ValueError) as error:
-        raise ImportFailed("the file is not an ONNX model: it does not parse as protobuf", hint=_RE_EXPORT) from error
-    if not model.graph.node and not model.graph.output:
+        raise ImportFailed(
+            "the file is larger than 2 GiB, which ONNX files cannot be",
+            code="use_external_data",
+            hint="Save it with external data, and send a .zip of the .onnx file and its data files.",
+        )
+    stored = StoredModel(path)
+    if not stored.proto.graph.node and not stored.proto.graph.output:
         raise ImportFailed("the file holds no graph", hint=_RE_EXPORT)
-    return model
+    return stored
 
 
-def check_model(model: onnx.ModelProto) -> None:
-    """Everything that makes a parsed model one that we can take.
+def check_model(model: onnx.ModelProto, stored: StoredModel | None = None) -> None:
+    """Everything that makes a parsed model one that we can take; `stored` says where its large tensors lie.
 
     Raises:
         ImportFailed: with the code of the first thing that is wrong, and its name.
     """
     _check_versions(model)
     _check_ports(model.graph)
-    for tensor in _tensors(model.graph):
-        _check_tensor(tensor)
+    for tensor in tensors_of(model):
+        _check_tensor(tensor, stored)
+    if stored is not None:
+        _check_overlaps(stored)
     _check_operators(model)
     try:
-        onnx.checker.check_model(model)
+        check_graph(model, full_check=False)
     except onnx.checker.ValidationError as error:
         raise ImportFailed(f"the graph is not valid: {str(error).strip()[:300]}", hint=_RE_EXPORT) from error
 
@@ -133,19 +136,10 @@ def _check_recursion(functions: dict[tuple[str, str], onnx.FunctionProto]) -> No
         calls = {key: called - set(leaves) for key, called in calls.items()}
 
 
-def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    yield from graph.initializer
-    for node in graph.node:
-        for attribute in node.attribute:
-            yield from ([attribute.t] if attribute.HasField("t") else [])
-            yield from attribute.tensors
-            for inner in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
-                yield from _tensors(inner)
-
-
-def _check_tensor(tensor: onnx.TensorProto) -> None:
-    if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
-        _check_external(tensor)
+def _check_tensor(tensor: onnx.TensorProto, stored: StoredModel | None) -> None:
+    is_external = is_elsewhere(tensor)
+    if is_external and (stored is None or not stored.is_own(tensor)):
+        _check_location(tensor)
     if tensor.data_type == onnx.TensorProto.STRING:
         raise _unsupported(f"strings in '{tensor.name}'")
     if any(size < 0 for size in tensor.dims) or math.prod(tensor.dims) > _MOST_ELEMENTS:
@@ -155,7 +149,9 @@ def _check_tensor(tensor: onnx.TensorProto) -> None:
     except (KeyError, ValueError, TypeError) as error:
         raise _invalid(tensor, f"has the unknown data type {tensor.data_type}") from error
     count = math.prod(tensor.dims)
-    if tensor.HasField("raw_data"):
+    if is_external:
+        _check_range(tensor, stored)
+    elif tensor.HasField("raw_data"):
         packed = tensor.data_type in _PACKED
         wanted = (count * _PACKED[tensor.data_type] + 7) // 8 if packed else count * dtype.itemsize
         if len(tensor.raw_data) != wanted:
@@ -177,32 +173,67 @@ _PACKED = {
 }
 
 
-def _check_external(tensor: onnx.TensorProto) -> None:
-    entries = {entry.key: entry.value for entry in tensor.external_data}
-    location = entries.get("location", "")
+def external_files(stored: StoredModel) -> set[str]:
+    """The data files that tensors lie in, as paths below the ONNX file's folder.
+
+    Raises:
+        ImportFailed: `external_data_path` where one leads out of it.
+    """
+    found = set()
+    for tensor in tensors_of(stored.proto):
+        place = stored.place(tensor)
+        if place is not None and not stored.is_own(tensor):
+            _check_location(tensor)
+            found.add(place.file)
+    return found
+
+
+def _check_location(tensor: onnx.TensorProto) -> None:
+    location = {entry.key: entry.value for entry in tensor.external_data}.get("location", "")
     path = PurePosixPath(location)
-    if (
-        not location
-        or location == "."
-        or path.is_absolute()
-        or ".." in path.parts
-        or "\\" in location
-        or "*" in location
-    ):
+    is_plain = location.isprintable() and "\\" not in location and "*" not in location and len(location) <= 1024
+    if not is_plain or path.is_absolute() or ".." in path.parts or not path.parts:
         raise ImportFailed(
             f"the tensor '{tensor.name}' lies outside the file's own folder",
             code="external_data_path",
-            hint="Save the network as one file.",
+            hint="Save the network as one file, or with its data files beside it.",
         )
-    for key in ("offset", "length"):
-        digits = entries.get(key, "0")
-        if not digits.isdecimal() or int(digits) > 1 << 40:
-            raise ImportFailed(f"the tensor '{tensor.name}' has an impossible {key}", code="external_data_range")
-    raise ImportFailed(
-        f"the tensor '{tensor.name}' lies in '{location[:200]}', which was not uploaded",
-        code="external_data_missing",
-        hint="Save the network as one file: onnx.save(onnx.load(path), new_path).",
-    )
+
+
+def _check_range(tensor: onnx.TensorProto, stored: StoredModel | None) -> None:
+    """The bytes that a tensor points to must be there, and be as many as it needs."""
+    assert stored is not None
+    place = stored.place(tensor)
+    assert place is not None
+    if tensor.data_type in _PACKED:
+        raise _invalid(tensor, "is of a type that holds several numbers in a byte")
+    if place.length != num_bytes(tensor):
+        raise _invalid(tensor, f"holds {place.length} bytes where its dimensions need {num_bytes(tensor)}")
+    if place.offset + place.length > stored.size(place.file):
+        raise ImportFailed(
+            f"the tensor '{tensor.name}' needs bytes {place.offset} to {place.offset + place.length} of "
+            f"'{place.file[:200]}', which has {stored.size(place.file)}",
+            code="external_data_range",
+            hint="Was the data file sent whole? Save the network again and upload the new files.",
+        )
+
+
+def _check_overlaps(stored: StoredModel) -> None:
+    """Two tensors may share all of their bytes (weights that are tied), but not some of them."""
+    places: dict[str, list[tuple[int, int, str]]] = {}
+    for tensor in tensors_of(stored.proto):
+        place = stored.place(tensor)
+        if place is not None and place.length and not stored.is_own(tensor):
+            places.setdefault(place.file, []).append((place.offset, place.offset + place.length, tensor.name))
+    for file, rows in places.items():
+        rows.sort()
+        for (start, end, name), (next_start, next_end, other) in pairwise(rows):
+            if next_start < end and (next_start, next_end) != (start, end):
+                raise ImportFailed(
+                    f"the tensors '{name}' and '{other}' share some of their bytes in '{file[:200]}'",
+                    code="external_data_range",
+                    hint=_RE_EXPORT,
+                )
 
 
 def _unsupported(what: str) -> ImportFailed:
