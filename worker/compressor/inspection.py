@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from worker.compressor.data.checks import describe as describe_arrays
@@ -40,8 +41,10 @@ def inspect_model(request: Request) -> Outcome:
         load_module(source.file)
         unknown = ("inputs", "outputs", "opset", "num_params", "macs", "macs_at", "layers", "graph_facts")
         return Outcome("ready", facts={**dict.fromkeys(unknown), "unsupported": []})
-    network, graph_facts = import_model(source.file, source.format, request.signature)
-    facts = describe(network, None)
+    with ThreadPoolExecutor(1) as beside:  # zlib works outside of Python's lock
+        packed = beside.submit(gzip_bytes, source.file)
+        network, graph_facts = import_model(source.file, source.format, request.signature)
+        facts = describe(network, None)
     try:
         # For us alone, and we read graphs of any size.
         write_onnx(network, request.output / "graph.onnx", most_bytes=1 << 40)
@@ -52,7 +55,7 @@ def inspect_model(request: Request) -> Outcome:
         "source": {
             "format": source.format,
             "size_bytes": source.file.stat().st_size,
-            "gzip_bytes": gzip_bytes(source.file),
+            "gzip_bytes": packed.result(),
         },
     }
     return Outcome("ready", facts={**facts, "graph_facts": graph_facts})

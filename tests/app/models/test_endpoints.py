@@ -67,7 +67,6 @@ class TestCreateModel:
             ("a.txt", b"text", "unsupported_format"),
             ("a.pt", b"\x80\x04\x95\x00cos\nsystem\n", "pickle_not_accepted"),
             ("a.pt", torchscript("net/data.pkl", "net/data/0", "net/version"), "pickle_not_accepted"),
-            ("a.zip", torchscript("net.onnx", "weights.bin"), "unsupported_format"),
             ("a.safetensors", (100).to_bytes(8, "little") + b'{"a": {}}', "architecture_missing"),
         ],
     )
@@ -85,6 +84,10 @@ class TestCreateModel:
     )
     def test_an_exported_program_is_told_by_what_is_in_it(self, service: Service, names):
         assert service.upload(torchscript(*names), "net.zip")["format"] == "exported_program"
+
+    @pytest.mark.parametrize("names", [("net.onnx", "weights.bin"), ("a/net.ONNX", "a/weights.bin")])
+    def test_an_archive_around_an_onnx_file_is_one(self, service: Service, names):
+        assert service.upload(torchscript(*names), "net.bin")["format"] == "onnx"
 
     def test_a_broken_archive_is_left_to_inspection(self, service: Service):
         assert service.upload(b"PK\x03\x04 not a zip", "a.pt")["format"] == "torchscript"

@@ -6,6 +6,7 @@ Numbers that come from shapes and integer constants are computed in numpy as Pyt
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -43,7 +44,7 @@ class Constants:
 
     def __call__(self, name: str) -> torch.Tensor:
         if name not in self._made:
-            self._made[name] = as_tensor(self._network.tensors[name]).to(self._device)
+            self._made[name] = _to_read(self._network.tensors[name]).to(self._device)
         return self._made[name]
 
     def forget(self, name: str) -> None:
@@ -56,6 +57,13 @@ def as_tensor(array: np.ndarray) -> torch.Tensor:
     if array.dtype.name == "bfloat16":
         return torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16)
     return torch.from_numpy(np.ascontiguousarray(array).reshape(array.shape).copy())
+
+
+def _to_read(array: np.ndarray) -> torch.Tensor:
+    """A tensor that is only read: the array's own memory, which may be a file's."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about memory that must not be written to
+        return shared_tensor(np.ascontiguousarray(array).reshape(array.shape))
 
 
 def shared_tensor(array: np.ndarray) -> torch.Tensor:
@@ -222,9 +230,20 @@ def _result(value: Any) -> np.ndarray:
 def observe(network: Network, feeds_shape: Mapping[str, tuple[int, ...]]) -> Facts:
     """Shapes of every value at these input shapes, read off one evaluation (zeros in), so nothing is inferred.
 
+    What was observed last is kept with the network, until its structure or the shape of a tensor changes.
+
     Raises:
         ImportFailed: `input_mismatch` where the network cannot take these shapes; names the node.
     """
+    stored = tuple((name, array.shape) for name, array in network.tensors.items())
+    key = (tuple(sorted(feeds_shape.items())), hash(stored))
+    if network.observed is None or network.observed[0] != key:
+        network.observed = (key, _observe(network, feeds_shape))
+    facts: Facts = network.observed[1]
+    return facts
+
+
+def _observe(network: Network, feeds_shape: Mapping[str, tuple[int, ...]]) -> Facts:
     feeds = {port.name: torch.zeros(feeds_shape[port.name], dtype=torch_dtype(port.dtype)) for port in network.inputs}
     stepper = Stepper(network, feeds)
     shapes = {name: tuple(array.shape) for name, array in network.tensors.items()}

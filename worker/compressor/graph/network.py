@@ -90,6 +90,7 @@ class Network:
         for name, array in tensors.items():
             self.origins.setdefault(name, Origin(name, array.shape))
         self._nodes: tuple[Node, ...] | None = None
+        self.observed: tuple[Any, Any] | None = None
 
     @property
     def graph(self) -> ir.Graph:
@@ -120,7 +121,7 @@ class Network:
 
     def changed(self) -> None:
         """Forget what was read off the structure, after an edit of it."""
-        self._nodes = None
+        self._nodes, self.observed = None, None
 
     def copy(self) -> Network:
         """An independent network; arrays are shared, and safe to share because they are never written into."""
@@ -193,12 +194,19 @@ class Network:
 
     def to_proto(self, leave_out: Collection[str] = ()) -> onnx.ModelProto:
         """The network as protobuf: the user's graph with the tensors of now, but for those to leave out."""
-        for name, value in self.graph.initializers.items():
-            array = self.tensors[name]
-            value.const_value = None if name in leave_out else ir.tensor(array, name=name)
-            value.shape = ir.Shape(array.shape)
-        proto = ir.to_proto(self.model)
-        for value in self.graph.initializers.values():
+        kept = dict(self.graph.initializers)
+        for name, value in kept.items():
+            value.shape = ir.Shape(self.tensors[name].shape)
+            if name in leave_out:
+                del self.graph.initializers[name]
+            else:
+                value.const_value = ir.tensor(self.tensors[name], name=name)
+        try:
+            proto = ir.to_proto(self.model)
+        finally:
+            self.graph.initializers.clear()
+            self.graph.initializers.update(kept)
+        for value in kept.values():
             value.const_value = None  # it lies in `tensors`, and may be replaced there
         proto.graph.ClearField("value_info")  # shapes of initializers, which the tensors say themselves
         return proto

@@ -8,7 +8,7 @@ its place takes the data's place. What remains is small, and parsed by protobuf 
 from __future__ import annotations
 
 import math
-import mmap
+import os
 import secrets
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -27,6 +27,7 @@ from worker.compressor.errors import ImportFailed
 LEAST_BYTES = 1 << 12
 _MOST_GRAPH_BYTES = 256 << 20
 _MOST_DEPTH = 64
+_BLOCK_BYTES = 1 << 13
 _RE_EXPORT = "Export the network again and upload the new file."
 #: Which fields of a message are messages in which tensors lie.
 _INNER: Mapping[str, Mapping[int, str]] = {
@@ -56,13 +57,8 @@ class StoredModel:
         self._name = path.name
         self._token = secrets.token_hex(16)
         self._maps: dict[str, np.ndarray] = {}
-        with path.open("rb") as file:
-            try:
-                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            except ValueError as error:
-                raise ImportFailed("the file is empty", hint=_RE_EXPORT) from error
-        self._maps[path.name] = np.frombuffer(mapped, np.uint8)
-        graph = _Skimmer(memoryview(mapped), self._token).message(0, len(mapped), "model", 0)
+        with path.open("rb", buffering=0) as file:
+            graph = _Skimmer(file.fileno(), self._token).message(0, path.stat().st_size, "model", 0)
         try:
             self.proto = onnx.load_model_from_string(graph)
         except (DecodeError, ValueError) as error:
@@ -98,11 +94,12 @@ class StoredModel:
         return len(self._mapped(file))
 
     def array(self, place: Place, dtype: np.dtype[np.generic], shape: tuple[int, ...]) -> np.ndarray:
-        """The values that lie there, mapped read-only; their range must have been checked."""
-        data = self._mapped(place.file)[place.offset : place.offset + place.length]
+        """The values that lie there, mapped read-only; read where they lie misaligned. Their range must have been checked."""
         if place.offset % dtype.itemsize:
-            data = data.copy()  # torch takes no misaligned memory
-        return data.view(dtype).reshape(shape)
+            raw = np.fromfile(self.folder / place.file, np.uint8, place.length, offset=place.offset)
+        else:
+            raw = self._mapped(place.file)[place.offset : place.offset + place.length]
+        return raw.view(dtype).reshape(shape)
 
     def as_model(self) -> ir.Model:
         """The model as `onnx_ir`, every tensor with its values."""
@@ -206,10 +203,11 @@ def _node_tensors(node: onnx.NodeProto) -> Iterator[onnx.TensorProto]:
 class _Skimmer:
     """Copies a message's bytes but for large tensor data, which becomes an entry of `external_data`."""
 
-    def __init__(self, data: memoryview, token: str) -> None:
-        self._data = data
+    def __init__(self, file: int, token: str) -> None:
+        self._file = file
         self._token = token
         self._copied = 0
+        self._block, self._block_at = b"", 0
 
     def message(self, start: int, end: int, kind: str, depth: int) -> bytes:
         """The bytes of the message that lies there."""
@@ -246,13 +244,23 @@ class _Skimmer:
         self._copied += end - start
         if self._copied > _MOST_GRAPH_BYTES:
             raise _malformed(f"its graph takes more than {_MOST_GRAPH_BYTES >> 20} MiB without the weights")
-        return bytes(self._data[start:end])
+        data = os.pread(self._file, end - start, start)
+        if len(data) != end - start:
+            raise _malformed("it is shorter than it says")
+        return data
 
     def _entry(self, offset: int, length: int) -> bytes:
         tensor = onnx.TensorProto(data_location=onnx.TensorProto.EXTERNAL)
         for key, value in (("location", self._token), ("offset", str(offset)), ("length", str(length))):
             tensor.external_data.add(key=key, value=value)
         return bytes(tensor.SerializeToString())
+
+    def _byte(self, at: int) -> int:
+        if not 0 <= at - self._block_at < len(self._block):
+            self._block, self._block_at = os.pread(self._file, _BLOCK_BYTES, at), at
+        if not self._block:
+            raise _malformed("it is shorter than it says")
+        return self._block[at - self._block_at]
 
     def _skip(self, wire: int, at: int, end: int) -> int:
         if wire == 0:
@@ -264,7 +272,7 @@ class _Skimmer:
     def _varint(self, at: int, end: int) -> tuple[int, int]:
         value = shift = 0
         while at < end and shift < 70:
-            byte = self._data[at]
+            byte = self._byte(at)
             value |= (byte & 0x7F) << shift
             at, shift = at + 1, shift + 7
             if byte < 0x80:
@@ -285,7 +293,9 @@ def _number(tensor: onnx.TensorProto, key: str, text: str | None) -> int | None:
     if text is None:
         return None
     if not text.isascii() or not text.isdecimal() or int(text[:20]) > 1 << 50:
-        raise ImportFailed(f"the tensor '{tensor.name}' has an impossible {key}", code="external_data_range")
+        raise ImportFailed(
+            f"the tensor '{tensor.name}' has an impossible {key}", code="external_data_range", hint=_RE_EXPORT
+        )
     return int(text)
 
 

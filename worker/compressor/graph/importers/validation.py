@@ -55,7 +55,7 @@ def check_model(model: onnx.ModelProto, stored: StoredModel | None = None) -> No
     _check_operators(model)
     try:
         check_graph(model, full_check=False)
-    except onnx.checker.ValidationError as error:
+    except Exception as error:  # on damaged files the checker also fails to tell what is wrong
         raise ImportFailed(f"the graph is not valid: {str(error).strip()[:300]}", hint=_RE_EXPORT) from error
 
 
