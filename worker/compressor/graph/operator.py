@@ -101,8 +101,10 @@ class Call:
     def operand(self, slot: int) -> Any:
         """The input of an elementwise operator: a Python number where it is one known element, else a tensor."""
         known = self._known(self.node.inputs[slot])
-        if known is not None and known.ndim == 0 and known.dtype.kind in "iufO":
-            return known.item()
+        if known is not None and known.size == 1 and known.dtype.kind in "iufO":
+            rank = max((self.rank(other) for other in range(len(self.node.inputs)) if other != slot), default=0)
+            if known.ndim == 0 or (known.dtype == object and known.ndim <= rank):
+                return known.item()
         return self.tensor(slot)
 
     def operands(self) -> tuple[Any, Any]:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import fx
 
 from worker.compressor.graph.network import Node
-from worker.compressor.graph.operator import Known
+from worker.compressor.graph.proxies import record
+
+if TYPE_CHECKING:
+    from worker.compressor.graph.operator import Known
 
 
 def known_as(plain: Callable[..., Any], recorded: Callable[..., Any] | None = None) -> Known:
     """Elementwise with broadcasting: `plain` of numpy arrays, `recorded` of single numbers where some are proxies.
 
-    `recorded` has to be a Python operator or builtin, which `torch.jit.script` knows too; `plain` if not given.
+    `recorded` has to be a Python operator or builtin, or a function that `torch.jit.script` reads; `plain` if not given.
     """
     single = recorded or plain
 
@@ -27,7 +29,11 @@ def known_as(plain: Callable[..., Any], recorded: Callable[..., Any] | None = No
     return known
 
 
-def record(function: Callable[..., Any], *numbers: Any) -> Any:
-    """`function` of numbers; one call of it in the recorded graph where a number is a proxy."""
-    proxy = next((number for number in numbers if isinstance(number, fx.Proxy)), None)
-    return function(*numbers) if proxy is None else proxy.tracer.create_proxy("call_function", function, numbers, {})
+def choose(condition: bool, a: int, b: int) -> int:
+    """One of two sizes."""
+    return a if condition else b
+
+
+def is_false(condition: bool) -> bool:
+    """`not`, which a recorded graph has no operator for."""
+    return not condition

@@ -65,14 +65,36 @@ def _transpose(call: Call) -> Any:
         raise call.refuse(f"has {num_axes} spatial axes")
     strides = list(call.attribute("strides", [1] * num_axes))
     dilations = list(call.attribute("dilations", [1] * num_axes))
-    extra = list(call.attribute("output_padding", [0] * num_axes))
-    pads = list(call.attribute("pads", [0] * 2 * num_axes))
-    if call.attribute("auto_pad", "NOTSET") not in ("NOTSET", "VALID") or call.attribute("output_shape"):
-        raise call.refuse("takes its padding from `auto_pad` or `output_shape`")
-    if not symmetric(pads):
-        raise call.refuse("pads its two sides differently")
+    pads, extra = _transposed_pads(call, strides, dilations)
     groups = call.attribute("group", 1)
-    return _TRANSPOSED[num_axes](x, weight, bias, strides, pads[:num_axes], extra, groups, dilations)
+    if symmetric(pads):
+        return _TRANSPOSED[num_axes](x, weight, bias, strides, pads[:num_axes], extra, groups, dilations)
+    # the output is the same for every padding, only more or less is cut off its ends
+    y = _TRANSPOSED[num_axes](x, weight, bias, strides, [0] * num_axes, extra, groups, dilations)
+    return functional.pad(y, torch_pads([-pad for pad in pads]))
+
+
+def _transposed_pads(call: Call, strides: list[int], dilations: list[int]) -> tuple[list[int], list[int]]:
+    """What is cut off the begins and ends of the output's axes, and what is added at the ends."""
+    num_axes, mode = len(strides), call.attribute("auto_pad", "NOTSET")
+    extra = list(call.attribute("output_padding", [0] * num_axes))
+    wanted = call.attribute("output_shape")
+    if not wanted and mode == "VALID":
+        return [0] * 2 * num_axes, extra
+    if not wanted and mode == "NOTSET":
+        return list(call.attribute("pads", [0] * 2 * num_axes)), extra
+    kernel = call.attribute("kernel_shape") or call.shape_of_constant(1)[2:]
+    begins, ends = [], []
+    for axis in range(num_axes):
+        total = dilations[axis] * (kernel[axis] - 1) + 1 + extra[axis] - strides[axis]
+        if wanted:  # where the output's size is fixed, the input's is
+            total += strides[axis] * call.shape_of_constant(0)[2 + axis] - wanted[-num_axes:][axis]
+        extra[axis] += max(-total, 0)
+        total = max(total, 0)
+        less = total // 2
+        begins.append(less if mode == "SAME_UPPER" else total - less)
+        ends.append(total - less if mode == "SAME_UPPER" else less)
+    return begins + ends, extra
 
 
 def _transpose_channels(walk: Walk, node: Node) -> None:

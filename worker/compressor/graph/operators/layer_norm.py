@@ -16,26 +16,26 @@ from worker.compressor.graph.operator import Call, CutView, Operator, Rewrites, 
 from worker.compressor.graph.walk import SHORT_BLOCK, Walk
 
 _EPSILON = 1e-5
-
-
-def _axis(call: Call) -> int:
-    return int(call.attribute("axis", -1)) % call.rank(0)
+_STASH = {1: torch.float32, 10: torch.float16, 11: torch.float64, 16: torch.bfloat16}
 
 
 def _layer_norm(call: Call) -> Any:
-    x, scale, bias, axis = call.tensor(0), call.tensor(1), call.tensor(2), _axis(call)
-    epsilon = call.attribute("epsilon", _EPSILON)
-    # both are as large as what is normalised nearly always; where they are broadcast, they are applied by themselves
-    is_whole = call.rank(1) == call.rank(0) - axis and (bias is None or call.rank(2) == call.rank(1))
-    if len(call.node.outputs) == 1 and is_whole and 1 not in call.shape_of_constant(1)[:-1]:
-        return functional.layer_norm(x, list(call.shape_of_constant(1)), scale, bias, epsilon)
-    axes = list(range(axis, call.rank(0)))
-    mean = torch.mean(x, axes, True)
-    centred = x - mean
-    slope = torch.rsqrt(torch.mean(centred * centred, axes, True) + epsilon)
-    y = centred * slope * scale
-    y = y if bias is None else y + bias
-    return (y, mean, slope)[: len(call.node.outputs)] if len(call.node.outputs) > 1 else y
+    x, scale, bias = call.tensor(0), call.tensor(1), call.tensor(2)
+    rank, epsilon = call.rank(0), call.attribute("epsilon", _EPSILON)
+    axis = call.attribute("axis", -1) % rank
+    sizes = _normalised_sizes(call, axis)
+    if sizes is not None:
+        y = functional.layer_norm(x, sizes, scale, bias, epsilon)
+    else:
+        y = functional.layer_norm(x, [x.size(i) for i in range(axis, rank)], None, None, epsilon) * scale
+        y = y if bias is None else y + bias
+    if len(call.node.outputs) == 1:
+        return y
+    stash = _STASH[call.attribute("stash_type", 1)]
+    axes = list(range(axis, rank))
+    mean = torch.mean(x, axes, True, dtype=stash)
+    variance = torch.mean(torch.square(x.to(stash) - mean), axes, True)
+    return y, mean, torch.rsqrt(variance + epsilon)
 
 
 def _layer_norm_channels(walk: Walk, node: Node) -> None:
@@ -47,9 +47,23 @@ def _layer_norm_channels(walk: Walk, node: Node) -> None:
 
 
 def _rms_norm(call: Call) -> Any:
-    x, scale = call.tensor(0), call.tensor(1)
-    axes = list(range(_axis(call), call.rank(0)))
-    return x * torch.rsqrt(torch.mean(x * x, axes, True) + call.attribute("epsilon", _EPSILON)) * scale
+    x, scale, rank = call.tensor(0), call.tensor(1), call.rank(0)
+    epsilon = call.attribute("epsilon", _EPSILON)
+    axis = call.attribute("axis", -1) % rank
+    sizes = _normalised_sizes(call, axis)
+    if sizes is not None:
+        return functional.rms_norm(x, sizes, scale, epsilon)
+    return functional.rms_norm(x, [x.size(i) for i in range(axis, rank)], None, epsilon) * scale
+
+
+def _normalised_sizes(call: Call, axis: int) -> list[int] | None:
+    """The sizes that are normalised over, where scale and bias are constants of just that shape."""
+    constants = [call.known(slot) for slot in (1, 2) if call.has(slot)]
+    shapes = [list(constant.shape) for constant in constants if constant is not None]
+    if len(shapes) < len(constants) or len(shapes[0]) != call.rank(0) - axis or shapes[0] != shapes[-1]:
+        return None
+    facing = list(call.shape_of_constant(0)[axis:])  # a scale that is broadcast is shorter
+    return shapes[0] if shapes[0] == facing else None
 
 
 def _instance_norm(call: Call) -> Any:
@@ -62,12 +76,21 @@ def _instance_norm_channels(walk: Walk, node: Node) -> None:
 
 
 def _group_norm(call: Call) -> Any:
-    x, scale, bias = (call.tensor(slot) for slot in range(3))
-    return functional.group_norm(x, call.attribute("num_groups"), scale, bias, call.attribute("epsilon", _EPSILON))
+    """Scale and bias are one per group before opset 21, and one per channel since."""
+    x, scale, bias = call.tensor(0), call.tensor(1), call.tensor(2)
+    groups, epsilon = call.attribute("num_groups"), call.attribute("epsilon", _EPSILON)
+    if call.node.since_version < 21:
+        times = x.size(1) // groups
+        scale, bias = torch.repeat_interleave(scale, times), torch.repeat_interleave(bias, times)
+    return functional.group_norm(x, groups, scale, bias, epsilon)
 
 
 def _group_norm_channels(walk: Walk, node: Node) -> None:
     walk.normalise_blocks(node, node.attributes["num_groups"], (1, 2))
+
+
+def _group_norm_18_channels(walk: Walk, node: Node) -> None:
+    walk.pin(node, f"GroupNormalization '{node.name}' has one scale for each of its groups")
 
 
 def _group_norm_rewrite(view: CutView, node: Node) -> Rewrites:
@@ -93,10 +116,13 @@ register(
 register(
     Operator(
         op="GroupNormalization",
-        versions=(21,),  # version 18 was withdrawn: its scale was one for each group
+        versions=(21,),
         run=_group_norm,
         channels=_group_norm_channels,
         weights=(1, 2),
         rewrite=_group_norm_rewrite,
     )
+)
+register(
+    Operator(op="GroupNormalization", versions=(18,), run=_group_norm, channels=_group_norm_18_channels, weights=(1, 2))
 )

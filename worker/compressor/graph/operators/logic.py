@@ -12,7 +12,8 @@ from torch import fx
 
 from worker.compressor.graph.network import Node
 from worker.compressor.graph.operator import Call, Operator, register
-from worker.compressor.graph.sizes import known_as, record
+from worker.compressor.graph.proxies import record
+from worker.compressor.graph.sizes import is_false, known_as
 from worker.compressor.graph.unsigned import compared, computed
 from worker.compressor.graph.walk import Walk
 
@@ -101,7 +102,7 @@ register(
 _logical("And", torch.logical_and, operator.and_)
 _logical("Or", torch.logical_or, operator.or_)
 _logical("Xor", torch.logical_xor, operator.xor)
-register(Operator(op="Not", versions=(1,), run=_not, channels=_keep, known=known_as(np.logical_not, operator.not_)))
+register(Operator(op="Not", versions=(1,), run=_not, channels=_keep, known=known_as(np.logical_not, is_false)))
 _bitwise("BitwiseAnd", operator.and_)
 _bitwise("BitwiseOr", operator.or_)
 _bitwise("BitwiseXor", operator.xor)

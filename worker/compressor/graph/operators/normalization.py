@@ -12,8 +12,10 @@ from worker.compressor.graph.walk import Walk
 
 
 def _batch_norm(call: Call) -> Any:
-    if call.attribute("training_mode", 0) or call.attribute("spatial", 1) == 0:
-        raise call.refuse("is in training mode, or normalises each position by itself")
+    if call.attribute("training_mode", 0):
+        raise call.refuse("is in training mode")
+    if call.attribute("spatial", 1) == 0:
+        raise call.refuse("normalises each position by itself")
     x, scale, bias, mean, variance = (call.tensor(slot) for slot in range(5))
     epsilon = call.attribute("epsilon", 1e-5)
     # In training mode torch updates mean and variance in place, by the momentum that the trainer set.

@@ -11,7 +11,7 @@ import torch
 
 from worker.compressor.graph.network import Node
 from worker.compressor.graph.operator import Call, Known, Operator, register
-from worker.compressor.graph.sizes import record
+from worker.compressor.graph.proxies import record
 from worker.compressor.graph.unsigned import computed, is_whole
 from worker.compressor.graph.walk import Walk
 

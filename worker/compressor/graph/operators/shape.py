@@ -14,6 +14,7 @@ import torch
 from worker.compressor.graph.network import Node
 from worker.compressor.graph.operator import Call, Operator, register
 from worker.compressor.graph.proxies import as_real, as_whole, is_real
+from worker.compressor.graph.sizes import choose, known_as
 from worker.compressor.graph.walk import Walk
 
 _TORCH_DTYPES = {
@@ -110,8 +111,8 @@ def _where(call: Call) -> Any:
     return torch.where(call.tensor(0), call.operand(1), call.operand(2))
 
 
-def _where_known(node: Node, arrays: Sequence[np.ndarray]) -> np.ndarray | None:
-    return None if arrays[0].dtype == object else np.where(arrays[0].astype(bool), *arrays[1:])
+def _where_known(node: Node, arrays: Sequence[np.ndarray]) -> Any:
+    return known_as(np.where, choose)(node, arrays)
 
 
 def _range_known(node: Node, arrays: Sequence[np.ndarray]) -> np.ndarray | None:

@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 
 from tests.worker.compressor.graph.operators.single import check, load, one_node
-from worker.compressor.errors import ImportFailed
 from worker.compressor.graph.counts import count
 
 RNG = np.random.default_rng(0)
@@ -48,8 +47,19 @@ class TestConvTranspose:
         channels = 3 * attributes.get("group", 1)
         check("ConvTranspose", [normal(2, 4, 5, 5), weight, normal(channels)], 17, tmp_path, **attributes)
 
-    def test_uneven_pads_are_refused_with_the_node(self, tmp_path):
-        model = one_node("ConvTranspose", [normal(1, 2, 5, 5), normal(2, 2, 3, 3)], 17, pads=[0, 1, 1, 0])
-        with pytest.raises(ImportFailed, match="node 'node'") as caught:
-            load(model, tmp_path)
-        assert caught.value.code == "unsupported_operator" and caught.value.hint
+    @pytest.mark.parametrize(
+        "attributes",
+        [
+            {"pads": [0, 1, 1, 0]},
+            {"pads": [0, 2, 1, 0], "strides": [2, 3], "group": 2},
+            {"auto_pad": "SAME_UPPER", "strides": [2, 2]},
+            {"auto_pad": "SAME_LOWER", "strides": [2, 2], "dilations": [2, 1]},
+            {"auto_pad": "VALID", "strides": [2, 2]},
+            {"output_shape": [9, 10], "strides": [2, 2]},
+            {"output_shape": [9, 10], "strides": [2, 2], "auto_pad": "SAME_UPPER"},
+        ],
+    )
+    def test_every_way_to_say_the_padding(self, attributes, tmp_path):
+        channels = 3 * attributes.get("group", 1)
+        inputs = [normal(2, 4, 5, 5), normal(4, 3, 3, 3), normal(channels)]
+        check("ConvTranspose", inputs, 17, tmp_path, kernel_shape=[3, 3], **attributes)

@@ -85,6 +85,6 @@ class TestArithmetic:
 
 class TestUnknown:
     def test_an_operator_nobody_wrote_is_refused_with_its_node(self, tmp_path):
-        with pytest.raises(ImportFailed, match=r"node 'node' uses the operator Det-11") as caught:
-            load(one_node("Det", [np.eye(3, dtype=np.float32)[None]], 11), tmp_path)
+        with pytest.raises(ImportFailed, match=r"node 'node' uses the operator MaxRoiPool-1") as caught:
+            load(one_node("MaxRoiPool", [X[None], np.zeros((1, 5), np.float32)], 11, pooled_shape=[1, 1]), tmp_path)
         assert caught.value.code == "unsupported_operator"
