@@ -76,21 +76,12 @@ def _instance_norm_channels(walk: Walk, node: Node) -> None:
 
 
 def _group_norm(call: Call) -> Any:
-    """Scale and bias are one per group before opset 21, and one per channel since."""
-    x, scale, bias = call.tensor(0), call.tensor(1), call.tensor(2)
-    groups, epsilon = call.attribute("num_groups"), call.attribute("epsilon", _EPSILON)
-    if call.node.since_version < 21:
-        times = x.size(1) // groups
-        scale, bias = torch.repeat_interleave(scale, times), torch.repeat_interleave(bias, times)
-    return functional.group_norm(x, groups, scale, bias, epsilon)
+    x, scale, bias = (call.tensor(slot) for slot in range(3))
+    return functional.group_norm(x, call.attribute("num_groups"), scale, bias, call.attribute("epsilon", _EPSILON))
 
 
 def _group_norm_channels(walk: Walk, node: Node) -> None:
     walk.normalise_blocks(node, node.attributes["num_groups"], (1, 2))
-
-
-def _group_norm_18_channels(walk: Walk, node: Node) -> None:
-    walk.pin(node, f"GroupNormalization '{node.name}' has one scale for each of its groups")
 
 
 def _group_norm_rewrite(view: CutView, node: Node) -> Rewrites:
@@ -116,13 +107,10 @@ register(
 register(
     Operator(
         op="GroupNormalization",
-        versions=(21,),
+        versions=(21,),  # version 18 was withdrawn: its scale was one for each group
         run=_group_norm,
         channels=_group_norm_channels,
         weights=(1, 2),
         rewrite=_group_norm_rewrite,
     )
-)
-register(
-    Operator(op="GroupNormalization", versions=(18,), run=_group_norm, channels=_group_norm_18_channels, weights=(1, 2))
 )

@@ -1,0 +1,75 @@
+"""Functions of sizes: plain numbers in numpy, and recorded where they are sizes of a network with free axes."""
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+
+from worker.compressor.graph.evaluation import run
+from worker.compressor.graph.executor import to_module
+from worker.compressor.graph.importers import import_model
+
+
+def network_of(lines, constants, folder):
+    """`x` [n, c] expanded to the shape `s`, which the lines of (operator, inputs, attributes) compute; `v` holds Shape(x)."""
+    nodes = [helper.make_node("Shape", ["x"], ["v"])]
+    for index, (op, inputs, attributes) in enumerate(lines):
+        name = "s" if index == len(lines) - 1 else f"s{index}"
+        nodes.append(helper.make_node(op, inputs, [name], **attributes))
+    nodes += [helper.make_node("ConstantOfShape", ["s"], ["y"])]
+    nodes += [helper.make_node("Sub", ["x", "x"], ["zero"]), helper.make_node("ReduceSum", ["zero"], ["none"])]
+    nodes += [helper.make_node("Add", ["y", "none"], ["out"])]
+    graph = helper.make_graph(
+        nodes,
+        "sizes",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 6])],
+        [helper.make_tensor_value_info("out", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    model.graph.output[0].type.tensor_type.shape.SetInParent()
+    path = folder / "sizes.onnx"
+    onnx.save(model, path)
+    return model, import_model(path, "onnx", None)[0]
+
+
+TWO, FOUR, BOTH = {"two": np.array([2])}, {"four": np.array([4])}, {"both": np.array([4, 3])}
+CASES = {
+    "Mod": ([("Mod", ["v", "four"], {})], FOUR),
+    "Div": ([("Div", ["v", "two"], {})], TWO),
+    "Max": ([("Max", ["v", "both"], {})], BOTH),
+    "Min": ([("Min", ["v", "both"], {})], BOTH),
+    "ReduceProd": ([("ReduceProd", ["v"], {})], {}),
+    "ReduceMax": ([("ReduceMax", ["v"], {})], {}),
+    "ReduceSum": ([("ReduceSum", ["v"], {"keepdims": 1})], {}),
+    "Abs of Neg": ([("Neg", ["v"], {}), ("Abs", ["s0"], {})], {}),
+    "GreaterOrEqual": ([("GreaterOrEqual", ["v", "both"], {}), ("Where", ["s0", "v", "both"], {})], BOTH),
+    "And, Not": (
+        [
+            ("Less", ["v", "both"], {}),
+            ("LessOrEqual", ["v", "four"], {}),
+            ("And", ["s0", "s1"], {}),
+            ("Not", ["s2"], {}),
+            ("Where", ["s3", "v", "both"], {}),
+        ],
+        {**BOTH, **FOUR},
+    ),
+    "Equal to -1": (
+        [("Equal", ["v", "minus"], {}), ("Where", ["s0", "both", "v"], {})],
+        {**BOTH, "minus": np.array([-1, 6])},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("batch", [3, 5])
+def test_shapes_follow_the_input_as_in_onnxruntime(name, batch, tmp_path):
+    model, network = network_of(*CASES[name], tmp_path)
+    x = np.ones((batch, 6), np.float32)
+    wanted = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"x": x})[0].shape
+    assert run(network, {"x": x})["out"].shape == wanted
+    module = to_module(network, single=True)
+    assert module(torch.from_numpy(x)).shape == wanted
+    assert torch.jit.script(module)(torch.from_numpy(x)).shape == wanted
