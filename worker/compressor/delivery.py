@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import cast
 
 from worker.compressor.errors import CompressorError, ExportError
+from worker.compressor.graph.exporters.assembled import put_together
 from worker.compressor.graph.exporters.onnx import write_onnx
 from worker.compressor.graph.exporters.program import write_program
 from worker.compressor.graph.exporters.torchscript import write_torchscript
@@ -20,7 +21,7 @@ from worker.compressor.outcome import Artifact, Format
 FILES = {"onnx": "model.onnx", "torchscript": "model.pt", "exported_program": "model.pt2"}
 WEIGHTS = "weights.safetensors"
 _WRITERS: dict[str, Callable[[Network, Path], None]] = {
-    "onnx": write_onnx,
+    "onnx": lambda network, path: write_onnx(put_together(network), path),
     "torchscript": write_torchscript,
     "exported_program": write_program,
 }

@@ -15,8 +15,11 @@ from worker.compressor.graph.channels import analyse
 from worker.compressor.graph.counts import count
 from worker.compressor.graph.evaluation import run
 from worker.compressor.graph.executor import parameter_tensors, to_module
+from worker.compressor.graph.exporters.assembled import put_together
+from worker.compressor.graph.exporters.onnx import write_onnx
 from worker.compressor.graph.exporters.torchscript import write_torchscript
 from worker.compressor.graph.importers import import_model
+from worker.compressor.graph.operator import operator_of
 from worker.compressor.graph.surgery import cut, masked
 
 
@@ -227,3 +230,15 @@ class TestTorchScript:
             network.origins[name].source for held in parameter_tensors(to_module(network)).values() for name in held
         }
         assert names == dict(net.named_parameters()).keys()
+
+    @pytest.mark.parametrize("kind", [Speech, SpeechLstm, SpeechRnn])
+    def test_onnx_that_is_given_away_has_one_tensor_per_slot(self, kind, tmp_path):
+        net, network = scripted(kind, tmp_path)
+        whole = put_together(network)
+        write_onnx(whole, tmp_path / "whole.onnx")
+        x = torch.randn(3, *net.shape)
+        got = nets.reference(tmp_path / "whole.onnx", {"x": x.numpy()})[0]
+        assert nets.difference(net(x).detach().numpy(), got) < 1e-6
+        assert all(name in whole.tensors for n in whole.nodes if operator_of(n).assembles for name in n.inputs[1:4])
+        assert count(whole, whole.sample_shapes).num_params == count(network, network.sample_shapes).num_params
+        assert put_together(whole) is whole
