@@ -9,8 +9,7 @@ import torch
 from onnx import TensorProto, helper
 
 from tests.worker.compressor.graph.nets import difference, reference
-from tests.worker.compressor.graph.operators.single import check, load, one_node
-from worker.compressor.errors import ImportFailed
+from tests.worker.compressor.graph.operators.single import check, load
 from worker.compressor.graph.evaluation import run
 from worker.compressor.graph.executor import to_module
 
@@ -217,16 +216,7 @@ class TestComputedSizes:
             assert difference(wanted, got.detach().numpy()) < 2e-6
 
 
-class TestRefusal:
-    def test_aspect_ratio(self, tmp_path):
-        with pytest.raises(ImportFailed, match="aspect ratio"):
-            load(
-                one_node(
-                    "Resize",
-                    [X, None, None, ints(9, 11)],
-                    18,
-                    axes=[2, 3],
-                    keep_aspect_ratio_policy="not_larger",
-                ),
-                tmp_path,
-            )
+class TestAspectRatio:
+    @pytest.mark.parametrize("policy", ["not_larger", "not_smaller"])
+    def test_kept_as_onnxruntime_keeps_it(self, policy, tmp_path):
+        check("Resize", [X, None, None, ints(9, 11)], 18, tmp_path, axes=[2, 3], keep_aspect_ratio_policy=policy)
