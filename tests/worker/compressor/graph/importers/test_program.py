@@ -150,6 +150,9 @@ class TestImportProgram:
             assert nets.difference(a.detach().numpy(), b.detach().numpy()) < 2e-6
         assert set(new.state_dict) <= set(old.state_dict)
 
+    @pytest.mark.xfail(
+        strict=True, reason="torch.export bounds an axis whose size meets data by the size of the sample"
+    )
     def test_other_free_axes_get_names_and_sizes(self, tmp_path):
         length = torch.export.Dim("length", min=3)
         net = Nothing(lambda self, x: self.fc(x).softmax(1) * x.shape[1])

@@ -112,7 +112,7 @@ BROKEN = {
         model([node("DynamicQuantizeLinear", "x", outputs=["y", "s", "z"])]),
         "already_quantised",
     ),
-    "loop": (model([node("NonZero", "x")]), "unsupported_operator"),
+    "random": (model([node("RandomNormalLike", "x")]), "unsupported_operator"),
 }
 
 
