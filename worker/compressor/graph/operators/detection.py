@@ -46,16 +46,19 @@ def select_boxes(
         low, high = torch.minimum(boxes[..., :2], boxes[..., 2:]), torch.maximum(boxes[..., :2], boxes[..., 2:])
     else:
         low, high = boxes[..., :2] - boxes[..., 2:] / 2, boxes[..., :2] + boxes[..., 2:] / 2
-    areas = (high - low).prod(-1).unsqueeze(1)
+    low, high = (
+        low.unsqueeze(1).expand(-1, scores.size(1), -1, -1),
+        high.unsqueeze(1).expand(-1, scores.size(1), -1, -1),
+    )
+    areas = (high - low).prod(-1)
     left = torch.where(scores > lowest, scores.float(), torch.full_like(scores, float("-inf")).float())
     found, valid = [], []
     for _ in range(min(most, boxes.size(1))):
         best, index = left.max(-1, keepdim=True)
-        corner = index.transpose(1, 2).expand(-1, -1, 2)
-        first, last = low.gather(1, corner).unsqueeze(2), high.gather(1, corner).unsqueeze(2)
-        inner = torch.minimum(last, high.unsqueeze(1)) - torch.maximum(first, low.unsqueeze(1))
+        corner = index.unsqueeze(-1).expand(-1, -1, -1, 2)
+        inner = torch.minimum(high.gather(2, corner), high) - torch.maximum(low.gather(2, corner), low)
         common = inner.clamp(min=0).prod(-1)
-        union = areas + areas.expand(-1, scores.size(1), -1).gather(2, index) - common
+        union = areas + areas.gather(2, index) - common
         gone = (common > overlap * union) & (common > 0)
         left = left.masked_fill(gone, float("-inf")).scatter(2, index, float("-inf"))
         found.append(index)

@@ -27,6 +27,9 @@ def _identity_known(node: Node, arrays: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _dropout(call: Call) -> Any:
+    training = call.known(2)
+    if call.has(2) and (training is None or training.any()):
+        raise call.refuse("drops values at random, in training mode")
     # at inference it is the identity; the mask output does not exist then
     return (call.tensor(0), torch.ones_like(call.tensor(0), dtype=torch.bool)) if _gives_mask(call) else call.tensor(0)
 

@@ -4,6 +4,7 @@ from onnx import TensorProto
 
 from tests.worker.compressor.graph.nets import difference, reference
 from tests.worker.compressor.graph.operators.single import check, load, one_node
+from worker.compressor.errors import ImportFailed
 from worker.compressor.graph.evaluation import run
 
 RNG = np.random.default_rng(0)
@@ -82,6 +83,15 @@ class TestMovement:
 
     def test_squeeze_without_axes(self, tmp_path):
         check("Squeeze", [X[:, :1].copy()], 13, tmp_path)
+
+
+class TestDropout:
+    def test_is_the_identity(self, tmp_path):
+        check("Dropout", [X, np.array(0.5, np.float32), np.array(False)], 13, tmp_path)
+
+    def test_training_mode_is_refused(self, tmp_path):
+        with pytest.raises(ImportFailed, match="training mode"):
+            check("Dropout", [X, np.array(0.5, np.float32), np.array(True)], 13, tmp_path)
 
 
 class TestCast:
