@@ -80,7 +80,7 @@ def read_arguments(module: Any, signature: Signature) -> Arguments:
     Raises:
         ImportFailed: `input_mismatch` where forward takes others.
     """
-    schema = [argument for argument in module.forward.schema.arguments if argument.name != "self"]
+    schema = module.forward.schema.arguments[1:]  # the first is the module itself, whatever its author calls it
     fixed = {row["name"]: row["value"] for row in signature if "value" in row}
     tensors = [row for row in signature if "value" not in row]
     names = [argument.name for argument in schema]

@@ -155,6 +155,15 @@ class TestArguments:
         made = run(network, {"audio": x, "mask": mask})["output"]
         assert nets.difference(module(x, 8000, mask).detach().numpy(), made) < 1e-6
 
+    def test_the_module_may_call_itself_as_it_likes(self, tmp_path):
+        class Selfless(Body):
+            def forward(this, x: torch.Tensor) -> torch.Tensor:
+                return this.head(this.layers(x))
+
+        save(Selfless().eval(), tmp_path / "m.pt")
+        network, _ = import_model(tmp_path / "m.pt", "torchscript", SIGNATURE)
+        assert [port.name for port in network.inputs] == ["x"]
+
     @pytest.mark.parametrize(
         "more", [[], [{"name": "rat", "value": 1}], [{"name": "rate", "value": 5}], [{"name": "rate", "value": "x"}]]
     )

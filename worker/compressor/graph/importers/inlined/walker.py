@@ -108,8 +108,9 @@ class Walker:
     def _aten(self, node: Any, name: str, args: list[Value]) -> Value:
         if name in ON_VALUES and (outcome := ON_VALUES[name](self.build, *args)) is not NotImplemented:
             return outcome
-        if is_arithmetic(name, args):
-            return compute(self.build, name, args)
+        numbers = _as_numbers(args)
+        if is_arithmetic(name, numbers):
+            return compute(self.build, name, numbers)
         schema = torch._C.parse_schema(node.schema())
         packet = getattr(torch.ops.aten, name)
         target = getattr(packet, schema.overload_name or "default")
@@ -156,8 +157,19 @@ def address(tensor: torch.Tensor) -> tuple[int, tuple[int, ...]]:
     return tensor.data_ptr(), tuple(tensor.shape)
 
 
+def _as_numbers(args: list[Value]) -> list[Value]:
+    """The arguments, with constants of no axis as numbers where sizes are among them: tracing records both as tensors."""
+    if not any(isinstance(arg, Free | int) and not isinstance(arg, bool) for arg in args[:2]):
+        return args
+    return [_as_number(arg) if isinstance(arg, Tensor) else arg for arg in args]
+
+
+def _as_number(x: Tensor) -> Value:
+    return x.known.item() if x.known is not None and x.rank == 0 and x.name is None else x
+
+
 def _line(node: Any) -> str:
     """File and line of the source, the author's own where the file has both; empty where it has none."""
-    lines = [line.strip() for line in node.sourceRange().splitlines() if "File " in line]
+    lines = [line.strip() for line in node.sourceRange().splitlines() if "File " in line and '""' not in line]
     own = [line for line in lines if not line.startswith("Serialized")] or lines
     return own[-1].removeprefix("Serialized").strip().removeprefix("File ") if own else ""
