@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from worker.compressor.graph.importers.aten import Builder, Free, Tensor, Unsupported, Value
+from worker.compressor.graph.importers.aten import Builder, Free, Tensor, Unsupported, Value, apply
 from worker.compressor.graph.importers.aten.scalars import compute
 from worker.compressor.graph.importers.aten.values import has_free, is_number
 
@@ -256,6 +256,33 @@ def _tensor(build: Builder, data: Value, dtype: int | None = None, *rest: Value)
     return build.known(torch.tensor(data, dtype=None if dtype is None else dtype_of(dtype)))
 
 
+_INTERPOLATIONS = {
+    ("nearest", 1): "upsample_nearest1d",
+    ("nearest", 2): "upsample_nearest2d",
+    ("nearest", 3): "upsample_nearest3d",
+    ("linear", 1): "upsample_linear1d",
+    ("bilinear", 2): "upsample_bilinear2d",
+    ("trilinear", 3): "upsample_trilinear3d",
+    ("bicubic", 2): "upsample_bicubic2d",
+}
+
+
+def _interpolate(
+    build: Builder, x: Tensor, size: Value, scale_factor: Value = None, mode: str = "nearest",
+    align_corners: bool | None = None, recompute: bool | None = None, antialias: bool = False,
+) -> Value:  # fmt: skip
+    """`torch.nn.functional.interpolate`, which older and newer files call as one operator."""
+    count = x.rank - 2
+    if (mode, count) not in _INTERPOLATIONS or antialias or recompute:
+        raise Unsupported(f"resizes in a way that is not supported ('{mode}' on {count} axes)")
+    sizes, factors = (
+        given if given is None or isinstance(given, list) else [given] * count for given in (size, scale_factor)
+    )
+    target = getattr(torch.ops.aten, _INTERPOLATIONS[mode, count]).vec
+    corners = [] if mode == "nearest" else [bool(align_corners)]
+    return apply(build, target, [x, sizes, *corners, factors])
+
+
 ON_VALUES: dict[str, Callable[..., Value]] = {
     "size": _size,
     "sym_size": _size,
@@ -304,6 +331,7 @@ ON_VALUES: dict[str, Callable[..., Value]] = {
     "is_grad_enabled": lambda build: True,
     "is_scripting": lambda build: True,
     "tensor": _tensor,
+    "__interpolate": _interpolate,
     "format": lambda build, text, *values: text.format(*(str(value) for value in values)),
     "percentFormat": lambda build, text, *values: text,
     "str": lambda build, value: str(value),

@@ -110,6 +110,18 @@ class UNet(nn.Module):
 
 
 @listed
+class Interpolations(nn.Module):
+    """Without a size in the arguments, scripting records `interpolate` as one operator."""
+
+    shape = IMAGE
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        a = functional.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
+        b = functional.interpolate(x, size=[9, 7], mode="bilinear", align_corners=True)
+        return a, b, functional.interpolate(x.flatten(2), scale_factor=0.5, mode="linear")
+
+
+@listed
 class Elementwise(nn.Module):
     shape = SEQUENCE
 
