@@ -45,7 +45,13 @@ class Channels(Structure):
         model = CostModel(network, analysis, shapes)
         costs = {"macs": model.macs, "params": model.num_params}
         reasons = _reasons(analysis, prune) | dict(refused)
-        options = [self._option(network, group, prune, rng) for group in analysis.groups if group.id not in reasons]
+        # A stream for each group: what a group draws does not depend on which others are left out or refused.
+        streams = rng.spawn(len(analysis.groups))
+        options = [
+            self._option(network, group, prune, streams[group.id])
+            for group in analysis.groups
+            if group.id not in reasons
+        ]
         widths = allocation.allocate(
             options, lambda kept: {name: costs[name](dict(kept)) for name in ceilings}, ceilings, prune.scope
         )
