@@ -18,13 +18,15 @@ from worker.compressor.graph.surgery import Cut, masked
 TOLERANCE = 1e-4
 #: Half precision rounds by 2**-11; sums of rounded terms are compared.
 _TOLERANCE_HALF = 2e-2
+#: Share of the magnitude that counts as spread at least: 80 roundings of float32 fit into the tolerance.
+_LEAST_SPREAD = 0.1
 #: Their outputs lie in a fixed range, which hides differences of the inputs.
 SATURATING = {"Softmax", "LogSoftmax", "Sigmoid", "Tanh", "HardSigmoid"}
 
 
 @dataclass(frozen=True)
 class Proof:
-    """Largest differences over all consumers, relative to the spread of what the original computes there.
+    """Largest differences over all consumers, relative to the spread of what the original computes there (`_scale`).
 
     `error`: cut network against masked original; `control`: cut network against the original as it is. `vacuous`: the
     control differs by less than 100 times the tolerance, so the comparison proves nothing.
@@ -108,9 +110,20 @@ def _chosen(value: torch.Tensor, lines: list[tuple[int, np.ndarray]]) -> torch.T
 def _difference(expected: torch.Tensor, got: torch.Tensor) -> float:
     if expected.shape != got.shape:
         return float("inf")
+    if not expected.numel():
+        return 0.0
     a, b = expected.double(), got.double()
-    spread = (a.max() - a.min()).clamp(min=a.abs().max() * 1e-3).clamp(min=1e-12) if a.numel() else torch.tensor(1.0)
-    return float((a - b).abs().max() / spread) if a.numel() else 0.0
+    return float((a - b).abs().max() / _scale(a))
+
+
+def _scale(value: torch.Tensor) -> torch.Tensor:
+    """What a difference is measured by: the spread, unless that is too small to be told from rounding.
+
+    One element per sample spreads by what the samples happen to be, a single one not at all: its magnitude counts.
+    """
+    is_single = value.ndim == 0 or value[0].numel() == 1
+    magnitude = value.abs().max()
+    return (value.max() - value.min()).clamp(min=magnitude * (1.0 if is_single else _LEAST_SPREAD)).clamp(min=1e-12)
 
 
 def _is_half(network: Network) -> bool:
