@@ -177,8 +177,8 @@ class CutView(Protocol):
 
 
 #: Input slot or attribute name → new numbers. A None keeps the number that the network computes there.
-#: An array gives an input another shape.
-Rewrites = Mapping[int | str, Sequence[int | None] | np.ndarray]
+#: An array gives an input another shape. A float is the value of an attribute.
+Rewrites = Mapping[int | str, Sequence[int | None] | np.ndarray | float]
 Rewrite = Callable[[CutView, Node], Rewrites]
 
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from worker.compressor.graph.heads import attend, rotate
 from worker.compressor.graph.labels import Labels, rows_of
 from worker.compressor.graph.layer import Layer, layer_along
 from worker.compressor.graph.network import Node
@@ -58,6 +59,14 @@ class Products(Labels):
         self._sum_over(node, names, left, right, summed)
         going_on = self._side_by_side(node, names, terms, left, right, summed | alone)
         self.layers[node.outputs[0]] = [_placed(layer, result) for layer in going_on]
+
+    def attend(self, node: Node, heads: tuple[int, int]) -> None:
+        """Queries, keys and values in heads; see `walk.Walk`."""
+        attend(self, node, heads)
+
+    def rotate(self, node: Node, heads: int) -> None:
+        """Pairs of channels turned by angles; see `walk.Walk`."""
+        rotate(self, node, heads)
 
     def normalise(self, node: Node, x: int, axes: Sequence[int], weights: Sequence[Place]) -> None:
         """Normalise over axes; see `walk.Walk`."""

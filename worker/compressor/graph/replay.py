@@ -179,6 +179,9 @@ class Replay(Products):
             return node, env
         attributes, inputs = dict(node.attributes), list(node.inputs)
         for place, numbers in rewrites.items():
+            if isinstance(numbers, float):
+                attributes[str(place)] = numbers
+                continue
             if isinstance(place, str):
                 attributes[place] = _filled(numbers, list(node.attributes.get(place, [])))
                 continue

@@ -174,6 +174,9 @@ def _composed(origin: Origin, takes: Mapping[int, np.ndarray], consumed: frozens
 def _rewrite(network: Network, node: ir.Node, rewrites: Rewrites) -> None:
     """Give a node its own shape inputs: constants where all numbers are known, else the computed ones under a mask."""
     for place, numbers in rewrites.items():
+        if isinstance(numbers, float):
+            node.attributes[str(place)] = ir.AttrFloat32(str(place), numbers)
+            continue
         if isinstance(place, str):
             node.attributes[place] = _attribute(node, place, numbers)
             continue

@@ -103,6 +103,20 @@ class Walk(Protocol):
         """
         ...
 
+    def attend(self, node: Node, heads: tuple[int, int]) -> None:
+        """Inputs 0 to 2 are queries, keys and values in heads, of which `heads` are the numbers: of queries, of the others.
+
+        Channels of a query go with those of its key, those of a value go on. Every head loses the same number.
+        """
+        ...
+
+    def rotate(self, node: Node, heads: int) -> None:
+        """Turn pairs of channels of each head of input 0 by the angles whose cosines and sines inputs 1 and 2 hold.
+
+        All heads are turned alike, so that a pair goes from all of them at once, with its angle.
+        """
+        ...
+
     def normalise(self, node: Node, x: int, axes: Sequence[int], weights: Sequence[Place]) -> None:
         """Normalise the value in slot `x` over its axes: a cut along them is inexact.
 

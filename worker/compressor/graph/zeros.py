@@ -34,6 +34,8 @@ def keeps_zero(node: Node, network: Network, zero: AbstractSet[str], labelled: A
         return bool(weights) or (bool(labelled) and labelled <= zero)
     if node.op in _FROM_ZERO_TO_ZERO:
         return node.inputs[0] in zero
+    if node.op == "Attention":  # gives means of the values, and where asked keys and values themselves
+        return all(name in zero for name in (node.inputs[2:3] if len(node.outputs) == 1 else node.inputs[1:3]))
     if node.op == "Mul":
         return any(name in zero for name in node.inputs)
     if node.op == "Div":

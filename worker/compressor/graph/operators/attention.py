@@ -6,13 +6,14 @@ Shape letters: B batch, H query heads, G key and value heads, S queries, T keys 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.nn import functional
 
 from worker.compressor.graph.network import Node
-from worker.compressor.graph.operator import Call, Operator, Shapes, register
+from worker.compressor.graph.operator import Call, CutView, Operator, Rewrites, Shapes, register
 from worker.compressor.graph.walk import Walk
 
 _PRECISIONS = {1: torch.float32, 10: torch.float16, 11: torch.float64, 16: torch.bfloat16}
@@ -135,7 +136,25 @@ def _allowed(call: Call, q: Any, k: Any) -> Any:
 
 
 def _attention_channels(walk: Walk, node: Node) -> None:
-    walk.pin(node, f"the Attention '{node.name}' needs whole heads")
+    walk.attend(node, _num_heads(node, walk.shape))
+
+
+def _num_heads(node: Node, shape: Callable[[str], tuple[int, ...]]) -> tuple[int, int]:
+    """Of the queries, and of keys and values."""
+    counts = []
+    for name, attribute in zip(node.inputs[:2], ("q_num_heads", "kv_num_heads"), strict=True):
+        counts.append(shape(name)[1] if len(shape(name)) == 4 else node.attributes[attribute])
+    return counts[0], counts[1]
+
+
+def _attention_rewrite(view: CutView, node: Node) -> Rewrites:
+    """Where the scale follows from the size of a head, it stays that of the whole head."""
+    query = node.inputs[0]
+    before = view.shape(query)[-1]
+    if "scale" in node.attributes or view.shape_now(query)[-1] == before:
+        return {}
+    heads = 1 if len(view.shape(query)) == 4 else node.attributes["q_num_heads"]
+    return {"scale": 1 / math.sqrt(before // heads)}
 
 
 def _attention_macs(node: Node, shapes: Shapes) -> int:
@@ -172,10 +191,27 @@ def _angles(call: Call, slot: int) -> Any:
 
 
 def _rotate_channels(walk: Walk, node: Node) -> None:
-    walk.pin(node, f"the RotaryEmbedding '{node.name}' turns pairs of them")
+    shape = walk.shape(node.inputs[0])
+    walk.rotate(node, shape[1] if len(shape) == 4 else node.attributes["num_heads"])
+
+
+def _rotate_rewrite(view: CutView, node: Node) -> Rewrites:
+    """Where a part of each head is turned, the pairs that are left say how much."""
+    turned = node.attributes.get("rotary_embedding_dim", 0)
+    now = 2 * view.shape_wanted(node.inputs[1])[-1]
+    return {"rotary_embedding_dim": [now]} if turned and now != turned else {}
 
 
 register(
-    Operator(op="Attention", versions=(23, 24, 25), run=_attention, channels=_attention_channels, macs=_attention_macs)
+    Operator(
+        op="Attention",
+        versions=(23, 24, 25),
+        run=_attention,
+        channels=_attention_channels,
+        macs=_attention_macs,
+        rewrite=_attention_rewrite,
+    )
 )
-register(Operator(op="RotaryEmbedding", versions=(23,), run=_rotate, channels=_rotate_channels))
+register(
+    Operator(op="RotaryEmbedding", versions=(23,), run=_rotate, channels=_rotate_channels, rewrite=_rotate_rewrite)
+)
