@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
 
@@ -14,10 +15,14 @@ from worker.compressor.graph.importers.stored import StoredModel, check_graph, i
 _OLDEST_OPSET = 7
 _MOST_BYTES = (1 << 31) - 1
 _MOST_ELEMENTS = 1 << 40
+#: Operators on quantised numbers, of the standard and of onnxruntime's own domain; all QLinear… and QOrdered… besides.
 _QUANTISED = {
-    "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger",
-    "MatMulInteger", "MatMulNBits", "QGemm", "QLinearAdd", "QLinearMul", "QAttention", "DynamicQuantizeMatMul",
+    "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger", "MatMulIntegerToFloat",
+    "MatMulInteger16", "MatMulNBits", "MatMulBnb4", "MatMulFpQ4", "QGemm", "QAttention", "QEmbedLayerNormalization",
+    "QMoE", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM", "GatherBlockQuantized", "QuantizeBFP", "DequantizeBFP",
+    "QuantizeWithOrder", "DequantizeWithOrder",
 }  # fmt: skip
+_QUANTISED_FAMILIES = ("QLinear", "QOrdered")
 _TRAINING = {"ai.onnx.training", "ai.onnx.preview.training"}
 _RE_EXPORT = "Export the network again and upload the new file."
 
@@ -61,10 +66,11 @@ def check_model(model: onnx.ModelProto, stored: StoredModel | None = None) -> No
 
 def _check_versions(model: onnx.ModelProto) -> None:
     newest = onnx.defs.onnx_opset_version()
-    opsets = {entry.domain: entry.version for entry in model.opset_import}
-    opset = opsets.get("", opsets.get("ai.onnx"))
-    if opset is None:
+    holders = [model.opset_import, *(function.opset_import for function in model.functions)]
+    opsets = [entry.version for imports in holders for entry in imports if entry.domain in ("", "ai.onnx")]
+    if not opsets:
         raise ImportFailed("the file names no version of the standard operator set", hint=_RE_EXPORT)
+    opset = opsets[0]
     if not _OLDEST_OPSET <= opset <= newest or model.ir_version > onnx.IR_VERSION or model.ir_version < 3:
         raise ImportFailed(
             f"the file has opset {opset} and IR version {model.ir_version}; "
@@ -96,44 +102,92 @@ def _check_ports(graph: onnx.GraphProto) -> None:
 def _check_operators(model: onnx.ModelProto) -> None:
     if any(entry.domain in _TRAINING for entry in model.opset_import) or model.training_info:
         raise _unsupported("training information")
-    functions = {(function.domain, function.name): function for function in model.functions}
-    _check_recursion(functions)
-    domains = {entry.domain for entry in model.opset_import}
-    for node in model.graph.node:
-        name = node.name or (node.output[0] if node.output else node.op_type)
-        if node.op_type in _QUANTISED:
-            raise ImportFailed(
-                f"node '{name}' ({node.op_type}) works on quantised numbers",
-                code="already_quantised",
-                hint="Upload the network as it was before quantisation.",
-            )
-        if (node.domain, node.op_type) in functions:
-            raise _unsupported(f"the local function '{node.op_type}' (node '{name}')")
-        standard = node.domain in ("", "ai.onnx")
-        if not standard and (node.domain not in domains or not _is_known(node)):
-            raise ImportFailed(
-                f"node '{name}' uses the operator {node.domain}::{node.op_type}, which is not part of ONNX",
-                code="unknown_operator",
-                hint="Export with standard ONNX operators only.",
-            )
+    standard = {_plain(entry.domain): entry.version for entry in model.opset_import}
+    functions = {(f.domain, f.name) for f in model.functions if not onnx.defs.has(f.name, f.domain)}
+    for place, nodes, imports in [
+        ("", model.graph.node, model.opset_import),
+        *((f" in the local function '{f.name}'", f.node, f.opset_import) for f in model.functions),
+    ]:
+        versions = {_plain(entry.domain): entry.version for entry in imports}
+        for node in _with_inner(nodes):
+            _check_operator(node, place, versions.keys(), functions)
+            _check_version(node, place, versions, standard)
+    _check_recursion(model)
+
+
+def _check_operator(
+    node: onnx.NodeProto, place: str, domains: Collection[str], functions: Collection[tuple[str, str]]
+) -> None:
+    if (node.domain, node.op_type) in functions:
+        return
+    name = node.name or next(iter(node.output), node.op_type)
+    if node.op_type in _QUANTISED or node.op_type.startswith(_QUANTISED_FAMILIES):
+        raise ImportFailed(
+            f"node '{name}' ({node.op_type}){place} works on quantised numbers",
+            code="already_quantised",
+            hint="Upload the network as it was before quantisation.",
+        )
+    standard = node.domain in ("", "ai.onnx")
+    if not standard and (node.domain not in domains or not _is_known(node)):
+        raise ImportFailed(
+            f"node '{name}'{place} uses the operator {node.domain}::{node.op_type}, which is not part of ONNX",
+            code="unknown_operator",
+            hint="Export with standard ONNX operators only.",
+        )
+
+
+def _check_version(
+    node: onnx.NodeProto, place: str, versions: Mapping[str, int], model_versions: Mapping[str, int]
+) -> None:
+    """A function may import another operator set than the model, where that changes nothing."""
+    domain = _plain(node.domain)
+    version = versions.get(domain, 0)
+    other = model_versions.get(domain, version)
+    if version != other and _since(node, version) != _since(node, other):
+        raise ImportFailed(
+            f"node '{node.name or node.op_type}'{place} is {node.op_type} of opset {version}, the model of opset {other}",
+            code="unsupported_version",
+            hint="Export with one opset, or without local functions.",
+        )
+
+
+def _since(node: onnx.NodeProto, version: int) -> int:
+    try:
+        return int(onnx.defs.get_schema(node.op_type, version, _plain(node.domain)).since_version)
+    except onnx.defs.SchemaError:
+        return 0
+
+
+def _plain(domain: str) -> str:
+    return "" if domain == "ai.onnx" else domain
 
 
 def _is_known(node: onnx.NodeProto) -> bool:
     return bool(node.domain in ("ai.onnx.ml",) and onnx.defs.has(node.op_type, node.domain))
 
 
-def _check_recursion(functions: dict[tuple[str, str], onnx.FunctionProto]) -> None:
-    calls = {
-        key: {(n.domain, n.op_type) for n in function.node if (n.domain, n.op_type) in functions}
-        for key, function in functions.items()
+def _with_inner(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    """The nodes, and those of their subgraphs."""
+    for node in nodes:
+        yield node
+        for attribute in node.attribute:
+            for graph in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
+                yield from _with_inner(graph.node)
+
+
+def _check_recursion(model: onnx.ModelProto) -> None:
+    calls: dict[tuple[str, ...], set[tuple[str, ...]]] = {
+        (function.domain, function.name, function.overload): {
+            (node.domain, node.op_type, node.overload) for node in _with_inner(function.node)
+        }
+        for function in model.functions
     }
     while calls:
-        leaves = [key for key, called in calls.items() if not called]
+        leaves = [key for key, called in calls.items() if not called & calls.keys()]
         if not leaves:
             raise ImportFailed("a local function calls itself", hint=_RE_EXPORT)
         for leaf in leaves:
             del calls[leaf]
-        calls = {key: called - set(leaves) for key, called in calls.items()}
 
 
 def _check_tensor(tensor: onnx.TensorProto, stored: StoredModel | None) -> None:

@@ -7,6 +7,7 @@
 5. `stale_shapes`: recorded shapes of inner values go, they would be wrong after a cut.
 6. `shared_vectors`: a vector shared by several operators becomes a copy for each, tied as long as they are equal.
 7. `states`: initial states of recurrent operators that are zero go, and an absent first output gets a name.
+8. `functions`: local functions are written out where they are called. Comes first, so that the others see all nodes.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from worker.compressor.graph.network import Network, Origin
 from worker.compressor.graph.normalise import (
     constants,
     filled,
+    functions,
     identities,
     listed_inputs,
     shared_vectors,
@@ -26,7 +28,12 @@ from worker.compressor.graph.normalise import (
 
 
 def normalise(model: ir.Model) -> Network:
-    """The network of that model after all cases; `model` belongs to it from now on."""
+    """The network of that model after all cases; `model` belongs to it from now on.
+
+    Raises:
+        ImportFailed: for local functions that cannot be written out.
+    """
+    functions.apply(model)
     listed_inputs.apply(model)
     constants.apply(model)
     filled.apply(model)

@@ -55,6 +55,18 @@ def recursive():
     return broken
 
 
+def quantised_inside(domain, op):
+    """A quantised operator in a branch of an If in a local function."""
+    outputs = [helper.make_tensor_value_info("r", TensorProto.FLOAT, ["n", 4])]
+    branch = lambda made: helper.make_graph([made], "branch", [], outputs)  # noqa: E731
+    choice = node("If", "c", outputs=["b"], then_branch=branch(node(op, "a", outputs=["r"], domain=domain)),
+                  else_branch=branch(node("Relu", "a", outputs=["r"])))  # fmt: skip
+    imports = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    broken = model([helper.make_node("F", ["x"], ["y"], domain="own", name="call")], domains=("own", "com.microsoft"))
+    broken.functions.append(helper.make_function("own", "F", ["a"], ["b"], [node("Relu", "a"), choice], imports))
+    return broken
+
+
 def sequence_port():
     kind = helper.make_sequence_type_proto(helper.make_tensor_type_proto(TensorProto.FLOAT, [4]))
     return model(inputs=[helper.make_value_info("x", kind)])
@@ -110,6 +122,12 @@ BROKEN = {
     "complex": (model(inputs=[helper.make_tensor_value_info("x", TensorProto.COMPLEX64, [4])]), "unsupported_dtype"),
     "quantised": (
         model([node("DynamicQuantizeLinear", "x", outputs=["y", "s", "z"])]),
+        "already_quantised",
+    ),
+    "quantised inside": (quantised_inside("", "DynamicQuantizeLinear"), "already_quantised"),
+    "quantised by onnxruntime": (quantised_inside("com.microsoft", "QLinearSoftmax"), "already_quantised"),
+    "quantised in blocks": (
+        model([node("MatMulNBits", "x", domain="com.microsoft")], domains=("com.microsoft",)),
         "already_quantised",
     ),
     "random": (model([node("RandomNormalLike", "x")]), "unsupported_operator"),
