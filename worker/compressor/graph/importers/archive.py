@@ -12,7 +12,7 @@ import pickle
 import re
 import zipfile
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, ClassVar
 
 from worker.compressor.errors import ImportFailed
 
@@ -152,8 +152,13 @@ class _Object(dict[Any, Any]):
         """Forget them."""
 
 
-class _Reader(pickle.Unpickler):
-    """Reads a pickle's structure without importing or calling anything that it names."""
+class _Reader(pickle._Unpickler):
+    """Reads a pickle's structure without importing or calling anything that it names.
+
+    TorchScript writes the member of an enumeration as a call whose argument is no tuple, which the reader in C refuses.
+    """
+
+    stack: list[Any]
 
     def __init__(self, data: bytes) -> None:
         super().__init__(io.BytesIO(data))
@@ -172,6 +177,13 @@ class _Reader(pickle.Unpickler):
 
     def persistent_load(self, pid: Any) -> Any:
         return pid
+
+    def _reduce(self) -> None:
+        arguments = self.stack.pop()
+        made = self.stack[-1](*arguments) if isinstance(arguments, tuple) else self.stack[-1](arguments)
+        self.stack[-1] = made
+
+    dispatch: ClassVar[dict[int, Any]] = {**pickle._Unpickler.dispatch, pickle.REDUCE[0]: _reduce}
 
     def _rebuild(self, *args: Any) -> _Object:
         self.tensors.append(args)

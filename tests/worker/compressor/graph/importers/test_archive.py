@@ -49,6 +49,16 @@ class TestCheckArchive:
         name = code_of(sound)
         check_archive(rewritten(sound, lambda n, data: data + line if n == name else data, tmp_path / "a.pt"))
 
+    def test_a_call_without_a_tuple_of_arguments_passes(self, sound, tmp_path):
+        member = b"c__torch__.layers\nLayout\nX\x04\x00\x00\x00NCHWR0"
+        check_archive(
+            rewritten(
+                sound,
+                lambda n, data: data[:2] + member + data[2:] if n.endswith("data.pkl") else data,
+                tmp_path / "a.pt",
+            )
+        )
+
     @pytest.mark.parametrize("blob", [b"", b"hello", b"PK\x03\x04 not a zip", b"\x00" * 100])
     def test_no_archive(self, blob, tmp_path):
         path = tmp_path / "a.pt"

@@ -1,4 +1,6 @@
+import enum
 import warnings
+import zipfile
 
 import numpy as np
 import pytest
@@ -51,7 +53,50 @@ def masked_module(path, rows):
     return module
 
 
+class Arrangement(enum.Enum):
+    CHANNELS_FIRST = "NCHW"
+    CHANNELS_LAST = "NHWC"
+
+
+class Arranged(nn.Module):
+    """Decides by a member of an enumeration what it does."""
+
+    shape = (3, 6, 6)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.arrangement = nn.Conv2d(3, 8, 3), Arrangement.CHANNELS_LAST
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.conv(x)
+        if self.arrangement != Arrangement.CHANNELS_FIRST:
+            x = x.permute(0, 2, 3, 1)
+        if self.arrangement == Arrangement.CHANNELS_FIRST:
+            x = x * 2
+        return x
+
+
+def by_another_author(path):
+    """The file as if its enumeration were not known here."""
+    with zipfile.ZipFile(path) as archive:
+        entries = {name: archive.read(name).replace(b"Arrangement", b"Elsewhere11") for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, blob in entries.items():
+            archive.writestr(name, blob)
+    return path
+
+
 class TestImport:
+    def test_decides_by_the_members_of_an_unknown_enumeration(self, tmp_path):
+        live = nets.build(Arranged)
+        path = by_another_author(save(live, "script", tmp_path / "m.pt"))
+        signature = [{"name": "x", "dtype": "float32", "shape": ["batch", 3, 6, 6]}]
+        network, _ = import_model(path, "torchscript", signature)
+        feeds = nets.samples(network, 3)
+        with torch.no_grad():
+            wanted = live(torch.from_numpy(feeds["x"])).numpy()
+        assert nets.difference(wanted, next(iter(run(network, feeds).values()))) < 1e-5
+
     @pytest.mark.parametrize("kind", KINDS)
     @pytest.mark.parametrize("net", [nets.Plain, nets.Residual, nets.Separable, nets.Shuffle], ids=lambda n: n.__name__)
     def test_computes_what_the_module_does_and_keeps_every_weight(self, net, kind, tmp_path):

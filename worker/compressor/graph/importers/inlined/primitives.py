@@ -10,6 +10,7 @@ import torch
 from worker.compressor.graph.importers.aten import Builder, Free, Tensor, Unsupported, Value, apply
 from worker.compressor.graph.importers.aten.scalars import compute
 from worker.compressor.graph.importers.aten.values import has_free, is_number
+from worker.compressor.graph.importers.inlined.enumerations import announce
 
 if TYPE_CHECKING:
     from worker.compressor.graph.importers.inlined.walker import Walker
@@ -41,6 +42,7 @@ def _attribute(walker: Walker, node: Any, args: list[Value]) -> Sequence[Value]:
     if not isinstance(owner, Module):
         raise Unsupported("reads an attribute of what is not a module")
     path = f"{owner.path}.{name}" if owner.path else name
+    announce(node.output().type())
     return [walker.attribute(getattr(owner.held, name), path)]
 
 

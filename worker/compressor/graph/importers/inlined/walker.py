@@ -15,6 +15,7 @@ from worker.compressor.errors import ImportFailed
 from worker.compressor.graph.importers.aten import Builder, Free, Tensor, Unsupported, Value, apply
 from worker.compressor.graph.importers.aten.scalars import compute, is_arithmetic
 from worker.compressor.graph.importers.aten.values import same, tensors_in
+from worker.compressor.graph.importers.inlined.enumerations import announce
 from worker.compressor.graph.importers.inlined.primitives import ON_VALUES, PRIMITIVES, Module, dtype_of
 
 _MOST_TURNS = 10_000
@@ -131,6 +132,7 @@ class Walker:
         output = node.output()
         if not node.hasAttribute("value"):
             return None
+        announce(output.type())
         return self.attribute(output.toIValue(), "CONSTANTS")
 
     def attribute(self, value: Any, path: str) -> Value:
@@ -146,7 +148,8 @@ class Walker:
         if isinstance(value, torch.jit.ScriptModule | torch.nn.Module | torch._C.ScriptModule):
             return Module(value, path)
         if isinstance(value, list | tuple):
-            return type(value)(self.attribute(item, f"{path}.{index}") for index, item in enumerate(value))
+            items = [self.attribute(item, f"{path}.{index}") for index, item in enumerate(value)]
+            return items if isinstance(value, list) else tuple(items)
         if isinstance(value, dict):
             return {key: self.attribute(item, f"{path}.{key}") for key, item in value.items()}
         return value
