@@ -16,7 +16,7 @@ import torch
 
 from worker.compressor.errors import CompressorError, ImportFailed
 from worker.compressor.graph.network import Network, Node
-from worker.compressor.graph.operator import Call, operator_of
+from worker.compressor.graph.operator import Call, Operator, operator_of
 from worker.compressor.graph.proxies import as_real, is_real, record
 
 #: Integer constants up to this size take part in shape arithmetic.
@@ -107,7 +107,7 @@ def evaluate(node: Node, env: Mapping[str, Any], network: Network, **options: An
         return network.tensors.get(name) if value is None else None
 
     given = [known(name) if name else None for name in node.inputs]
-    if operator.known is not None and _is_arithmetic(node, given, env):
+    if operator.known is not None and _is_arithmetic(node, given, env) and _is_steered(operator, given):
         result = operator.known(node, [array for array in given if array is not None])
         if result is not None:
             return tuple(map(_numbers, result)) if isinstance(result, tuple) else (_numbers(result),)
@@ -128,6 +128,15 @@ def _is_arithmetic(node: Node, given: list[np.ndarray | None], env: Mapping[str,
         return False
     whole = all(array is not None and array.dtype.kind in "iubO" for array in present)
     return whole or any(isinstance(env.get(name), np.ndarray) for name in node.inputs)
+
+
+def _is_steered(operator: Operator, given: list[np.ndarray | None]) -> bool:
+    """Whether the axes, sizes and bounds are numbers now, so that Python can move the data, which may be proxies."""
+    steering = [] if operator.data is None else [a for slot, a in enumerate(given) if slot not in operator.data]
+    return all(
+        array is None or array.dtype != object or all(isinstance(number, int) for number in array.flat)
+        for array in steering
+    )
 
 
 def _numbers(result: Any) -> np.ndarray:

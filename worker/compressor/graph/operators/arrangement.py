@@ -21,8 +21,8 @@ def _tile(call: Call) -> Any:
     return call.tensor(0).repeat(call.ints(1))
 
 
-def _tile_known(node: Node, arrays: Sequence[np.ndarray]) -> np.ndarray | None:
-    return None if arrays[1].dtype == object else np.tile(arrays[0], arrays[1].tolist())
+def _tile_known(node: Node, arrays: Sequence[np.ndarray]) -> np.ndarray:
+    return np.tile(arrays[0], arrays[1].tolist())
 
 
 def _tile_channels(walk: Walk, node: Node) -> None:

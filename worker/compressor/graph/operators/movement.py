@@ -45,9 +45,7 @@ def _reshape(call: Call) -> Any:
     return torch.reshape(x, target)
 
 
-def _reshape_known(node: Node, arrays: Sequence[np.ndarray]) -> np.ndarray | None:
-    if arrays[1].dtype == object:
-        return None
+def _reshape_known(node: Node, arrays: Sequence[np.ndarray]) -> np.ndarray:
     return arrays[0].reshape([int(size) for size in arrays[1].tolist()])
 
 
@@ -131,9 +129,7 @@ def _expand(call: Call) -> Any:
     return x.expand(sizes)
 
 
-def _expand_known(node: Node, arrays: Sequence[np.ndarray]) -> np.ndarray | None:
-    if arrays[1].dtype == object:
-        return None
+def _expand_known(node: Node, arrays: Sequence[np.ndarray]) -> np.ndarray:
     shape = np.broadcast_shapes(arrays[0].shape, tuple(int(size) for size in arrays[1].tolist()))
     return np.broadcast_to(arrays[0], shape)
 

@@ -100,9 +100,7 @@ def _constant_of_shape(call: Call) -> Any:
     return torch.full(call.ints(0), value.reshape(-1)[0].item(), dtype=dtype, device=call.device)
 
 
-def _constant_of_shape_known(node: Node, arrays: Sequence[np.ndarray]) -> np.ndarray | None:
-    if arrays[0].dtype == object:
-        return None
+def _constant_of_shape_known(node: Node, arrays: Sequence[np.ndarray]) -> np.ndarray:
     value = node.attributes.get("value", np.zeros(1, np.float32))
     return np.full([int(size) for size in arrays[0].tolist()], value.reshape(-1)[0])
 
@@ -115,9 +113,7 @@ def _where_known(node: Node, arrays: Sequence[np.ndarray]) -> Any:
     return known_as(np.where, choose)(node, arrays)
 
 
-def _range_known(node: Node, arrays: Sequence[np.ndarray]) -> np.ndarray | None:
-    if any(array.dtype == object for array in arrays):
-        return None
+def _range_known(node: Node, arrays: Sequence[np.ndarray]) -> np.ndarray:
     return np.arange(*(array.item() for array in arrays)).astype(arrays[0].dtype)
 
 

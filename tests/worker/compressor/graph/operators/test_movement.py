@@ -1,11 +1,15 @@
 import numpy as np
 import pytest
+import torch
 from onnx import TensorProto
+from torch import nn
 
 from tests.worker.compressor.graph.nets import difference, reference
 from tests.worker.compressor.graph.operators.single import check, load, one_node
 from worker.compressor.errors import ImportFailed
 from worker.compressor.graph.evaluation import run
+from worker.compressor.graph.executor import to_module
+from worker.compressor.graph.importers import import_model
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((2, 6, 4, 5)).astype(np.float32)
@@ -83,6 +87,29 @@ class TestMovement:
 
     def test_squeeze_without_axes(self, tmp_path):
         check("Squeeze", [X[:, :1].copy()], 13, tmp_path)
+
+    def test_constant_numbers_cut_to_a_free_length(self, tmp_path):
+        """Positions of words: a buffer of whole numbers, of which as many are taken as the text is long."""
+
+        class Positions(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.register_buffer("positions", torch.arange(8)[None])
+                self.table = nn.Embedding(8, 5)
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                return x + self.table(self.positions[:, : x.size(1)])
+
+        given, path = (torch.randn(2, 3, 5),), tmp_path / "positions.onnx"
+        net = Positions().eval()
+        torch.onnx.export(
+            net, given, path, dynamo=False, input_names=["x"], dynamic_axes={"x": {0: "batch", 1: "length"}}
+        )
+        network = import_model(path, "onnx", [{"name": "x", "dtype": "float32", "shape": ["batch", "length", 5]}])[0]
+        module = torch.jit.script(to_module(network, single=True))
+        for length in (1, 6):
+            x = torch.randn(3, length, 5)
+            torch.testing.assert_close(module(x), net(x))
 
 
 class TestDropout:
