@@ -7,6 +7,7 @@ with a free batch. BatchNorm follows `module.train()`; its momentum is the attri
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import fx, nn
 
 from worker.compressor.graph.counts import sources_of_constants, weights_of
 from worker.compressor.graph.evaluation import as_array, as_tensor, evaluate, from_numbers, observe
+from worker.compressor.graph.fusion import SHAPE, fuse
 from worker.compressor.graph.network import Network, Node
 from worker.compressor.graph.operator import operator_of
 from worker.compressor.graph.rows import cancel
@@ -23,11 +25,12 @@ _MOMENTUM = "batchnorm_momentum"
 TENSORS = "tensors"  # key in `GraphModule.meta`: attribute name → names of the tensors that it holds
 
 
-def to_module(network: Network, *, trainable: bool = True, single: bool = False) -> fx.GraphModule:
+def to_module(network: Network, *, trainable: bool = True, single: bool = False, fused: bool = True) -> fx.GraphModule:
     """The network as a module: positional inputs in graph order, a tuple of outputs (`single`: one output as it is).
 
     Weights are parameters (`requires_grad` as `trainable`), BatchNorm statistics and other constants are buffers.
-    Tensors that are tied in the network are one parameter. The module owns copies: see `write_back`.
+    Tensors that are tied in the network are one parameter. The module owns copies: see `write_back`. `fused`: what is
+    spelled out in the network is computed by one function where torch has it (see `fusion`).
     """
     recorder = _Recorder(network, trainable)
     for port in network.inputs:
@@ -46,8 +49,8 @@ def to_module(network: Network, *, trainable: bool = True, single: bool = False)
             momentum=recorder.attribute(_MOMENTUM),
             lift=recorder.lift,
         )
-        recorder.env.update(zip(node.outputs, map(recorder.held, outputs), strict=False))
-    return recorder.finish([port.name for port in network.outputs], single)
+        recorder.note(node, map(recorder.held, outputs))
+    return recorder.finish([port.name for port in network.outputs], single, fused)
 
 
 def write_back(network: Network, module: fx.GraphModule) -> None:
@@ -91,7 +94,16 @@ class _Recorder:
         setattr(self._root, _MOMENTUM, 0.1)
 
     def placeholder(self, name: str) -> fx.Proxy:
-        return fx.Proxy(self._graph.placeholder(identifier(name)), self._tracer)
+        proxy = fx.Proxy(self._graph.placeholder(identifier(name)), self._tracer)
+        proxy.node.meta[SHAPE] = self.facts.shapes[name]
+        return proxy
+
+    def note(self, node: Node, outputs: Iterable[Any]) -> None:
+        """The node's outputs, each with the shape that it has in a sample."""
+        for name, value in zip(node.outputs, outputs, strict=False):
+            self.env[name] = value
+            if isinstance(value, fx.Proxy) and name:
+                value.node.meta[SHAPE] = self.facts.shapes[name]
 
     def constant(self, name: str) -> fx.Proxy:
         """The tensor as an attribute of the module, made at its first use."""
@@ -115,7 +127,7 @@ class _Recorder:
             self._proxies[name] = fx.Proxy(self._graph.get_attr(name), self._tracer)
         return self._proxies[name]
 
-    def finish(self, outputs: list[str], single: bool) -> fx.GraphModule:
+    def finish(self, outputs: list[str], single: bool, fused: bool) -> fx.GraphModule:
         """The module that returns these values."""
         results = []
         for name in outputs:
@@ -125,6 +137,8 @@ class _Recorder:
             results.append(value.node)
         self._graph.output(results[0] if single and len(results) == 1 else tuple(results))
         cancel(self._graph, self._root)
+        if fused:
+            fuse(self._graph, self._root)
         module = fx.GraphModule(self._root, self._graph)
         tensors: dict[str, tuple[str, ...]] = {}
         for name, first in self._tied.items():

@@ -36,7 +36,7 @@ def write_program(network: Network, path: Path) -> None:
         ExportError: if the graph cannot be exported.
     """
     structure = network.structure or _in_order(network)
-    module = to_module(network, trainable=False).eval()
+    module = to_module(network, trainable=False, fused=False).eval()
     name_weights(module, network)
     _restructure(module, structure)
     program = _export(module, network, structure)

@@ -27,7 +27,7 @@ def write_torchscript(network: Network, path: Path) -> None:
     Raises:
         ExportError: if the graph cannot be scripted.
     """
-    module = to_module(network, trainable=False, single=True).eval()
+    module = to_module(network, trainable=False, single=True, fused=False).eval()
     name_weights(module, network)
     if network.structure is not None:
         _restructure(module, network.structure)
