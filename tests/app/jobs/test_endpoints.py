@@ -239,7 +239,10 @@ class TestReadJob:
 
         async def many() -> int:
             waiting = [asyncio.create_task(service.client.get(f"/v1/jobs/{jobs[i % 3]}?wait=30")) for i in range(150)]
-            await asyncio.sleep(2)  # all of them have read their job once by now
+            async with asyncio.timeout(20):
+                while len(service.app.state.services.watcher._waiters) < len(waiting):  # each reads its job once first
+                    await asyncio.sleep(0.05)
+            await asyncio.sleep(0.5)
             busy = service.app.state.services.database._engine.pool.checkedout()
             for job in jobs:
                 await asyncio.to_thread(service.end, job)
