@@ -7,7 +7,9 @@
 5. `stale_shapes`: recorded shapes of inner values go, they would be wrong after a cut.
 6. `shared_vectors`: a vector shared by several operators becomes a copy for each, tied as long as they are equal.
 7. `states`: initial states of recurrent operators that are zero go, and an absent first output gets a name.
-8. `functions`: local functions are written out where they are called. Comes first, so that the others see all nodes.
+8. `functions`: local functions are written out where they are called.
+9. `branches`: an If whose condition is known goes; the branch that it takes stays. These two come first, so that the
+   others see all nodes.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import onnx_ir as ir
 
 from worker.compressor.graph.network import Network, Origin
 from worker.compressor.graph.normalise import (
+    branches,
     constants,
     filled,
     functions,
@@ -31,10 +34,11 @@ def normalise(model: ir.Model) -> Network:
     """The network of that model after all cases; `model` belongs to it from now on.
 
     Raises:
-        ImportFailed: for local functions that cannot be written out.
+        ImportFailed: for local functions that cannot be written out, and choices that depend on data.
     """
     functions.apply(model)
     listed_inputs.apply(model)
+    branches.apply(model)
     constants.apply(model)
     filled.apply(model)
     stale_shapes.apply(model)

@@ -15,6 +15,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
 from worker.compressor.errors import ImportFailed
+from worker.compressor.graph.normalise.names import unique, value_names
 
 #: More nodes than any real network has; a bomb otherwise.
 _MOST_NODES = 1 << 17
@@ -117,7 +118,7 @@ def _write_out_outermost(model: ir.Model) -> None:
 
 def _prepare_calls(graph: ir.Graph, called: dict[ir.OperatorIdentifier, ir.Function]) -> set[str]:
     """Mark the calls, whose copies will carry the mark, and name all of their outputs; returns these names."""
-    taken = _value_names(graph)
+    taken = value_names(graph)
     names = set()
     for node in graph.all_nodes():
         if node.op_identifier() not in called:
@@ -126,36 +127,21 @@ def _prepare_calls(graph: ir.Graph, called: dict[ir.OperatorIdentifier, ir.Funct
         node.metadata_props[_CALL] = label
         node.resize_outputs(len(called[node.op_identifier()].outputs))
         for value in node.outputs:
-            value.name = value.name or _unique(f"{label}/unread", taken)
+            value.name = value.name or unique(f"{label}/unread", taken)
             names.add(value.name)
     return names
 
 
 def _rename(graph: ir.Graph, kept: set[str]) -> None:
     """Call the copies after their call; values that the caller named keep that name."""
-    nodes, values = {node.name or "" for node in graph.all_nodes()}, _value_names(graph)
+    nodes, values = {node.name or "" for node in graph.all_nodes()}, value_names(graph)
     for node in graph.all_nodes():
         call = node.metadata_props.pop(_CALL, None)
         if call is None:
             continue
         inner = node.metadata_props.pop(_INNER)
-        node.name = _unique(f"{call}/{inner}", nodes) if inner else None
+        node.name = unique(f"{call}/{inner}", nodes) if inner else None
         for value in node.outputs:
             name = value.metadata_props.pop(_INNER, "")
             if name and value.name not in kept:
-                value.name = _unique(f"{call}/{name}", values)
-
-
-def _value_names(graph: ir.Graph) -> set[str]:
-    inputs = {value.name or "" for part in graph.subgraphs() for value in (*part.inputs, *part.initializers.values())}
-    inputs |= {value.name or "" for value in (*graph.inputs, *graph.initializers.values())}
-    return inputs | {value.name or "" for node in graph.all_nodes() for value in node.outputs}
-
-
-def _unique(name: str, taken: set[str]) -> str:
-    unique, number = name, 0
-    while unique in taken:
-        number += 1
-        unique = f"{name}.{number}"
-    taken.add(unique)
-    return unique
+                value.name = unique(f"{call}/{name}", values)
