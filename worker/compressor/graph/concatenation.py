@@ -8,7 +8,7 @@ import numpy as np
 
 from worker.compressor.graph.layer import Layer, layer_along
 from worker.compressor.graph.network import Node
-from worker.compressor.graph.recurrence import rows_along
+from worker.compressor.graph.parts import rows_along
 
 if TYPE_CHECKING:
     from worker.compressor.graph.labels import Labels

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+#: The letters of the axes of one operand of a product: equal numbers are one axis.
+Term = tuple[int, ...]
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -53,3 +56,19 @@ def raised(layer: Layer, rank: int) -> Layer:
         return layer
     narrows = None if layer.narrows is None else layer.narrows + more
     return Layer(layer.array.reshape((1,) * more + layer.array.shape), tuple(a + more for a in layer.axes), narrows)
+
+
+def lettered(layer: Layer, term: Term, count: int) -> Layer:
+    """The layer of an operand with one axis for each of `count` letters."""
+    shape = [1] * count
+    for axis, letter in enumerate(term):
+        shape[letter] = layer.array.shape[axis]
+    array = np.transpose(layer.array, np.argsort(term, kind="stable")).reshape(shape)
+    return Layer(array, tuple(sorted(term[a] for a in layer.axes)), term[layer.narrowed])
+
+
+def placed(layer: Layer, result: Term) -> Layer:
+    """A layer with one axis per letter as one of the result, whose axes are those letters."""
+    array = layer.array.transpose([*result, *(axis for axis in range(layer.array.ndim) if axis not in result)])
+    array = array.reshape(array.shape[: len(result)])
+    return Layer(array, tuple(sorted(result.index(a) for a in layer.axes)), result.index(layer.narrowed))

@@ -12,13 +12,11 @@ import numpy as np
 
 from worker.compressor.graph.heads import attend, rotate
 from worker.compressor.graph.labels import Labels, rows_of
-from worker.compressor.graph.layer import Layer, layer_along
+from worker.compressor.graph.layer import Layer, Term, layer_along, lettered, placed
 from worker.compressor.graph.network import Node
 from worker.compressor.graph.operator import operator_of
 from worker.compressor.graph.walk import SHORT_BLOCK, Place
-
-#: The letters of one operand's axes.
-Term = tuple[int, ...]
+from worker.compressor.graph.weighing import weigh
 
 
 class Products(Labels):
@@ -51,14 +49,22 @@ class Products(Labels):
     def multiply(self, node: Node, slots: tuple[int, int], terms: tuple[Term, Term], result: Term) -> None:
         """Multiply two activations and sum over the letters that `result` lacks; see `walk.Walk`."""
         names = (node.inputs[slots[0]], node.inputs[slots[1]])
-        left, right = (self._spread(name, term, terms) for name, term in zip(names, terms, strict=True))
+        count = max((*terms[0], *terms[1])) + 1
+        left, right = (
+            [lettered(layer, term, count) for layer in self._layers(name)]
+            for name, term in zip(names, terms, strict=True)
+        )
         summed = set(terms[0]) & set(terms[1]) - set(result)
         alone = (set(terms[0]) ^ set(terms[1])) - set(result)
         for layer in [layer for layer in (*left, *right) if alone & set(layer.axes)]:
             self._pin(layer.array, f"{node.op} '{node.name}' sums over them")
         self._sum_over(node, names, left, right, summed)
         going_on = self._side_by_side(node, names, terms, left, right, summed | alone)
-        self.layers[node.outputs[0]] = [_placed(layer, result) for layer in going_on]
+        self.layers[node.outputs[0]] = [placed(layer, result) for layer in going_on]
+
+    def weigh(self, node: Node, slots: tuple[int, int], terms: tuple[Term, Term], result: Term) -> None:
+        """Multiply an activation with a constant by letters; see `walk.Walk`."""
+        weigh(self, node, slots, terms, result)
 
     def attend(self, node: Node, heads: tuple[int, int]) -> None:
         """Queries, keys and values in heads; see `walk.Walk`."""
@@ -153,18 +159,6 @@ class Products(Labels):
             going_on.append(Layer(array, axes, narrows))
         self.layers[output] = going_on
 
-    def _spread(self, name: str, term: Term, terms: tuple[Term, Term]) -> list[Layer]:
-        """The layers of an operand with one axis per letter of the product."""
-        count = max((*terms[0], *terms[1])) + 1
-        found = []
-        for layer in self._layers(name):
-            shape = [1] * count
-            for axis, letter in enumerate(term):
-                shape[letter] = layer.array.shape[axis]
-            array = np.transpose(layer.array, np.argsort(term, kind="stable")).reshape(shape)
-            found.append(Layer(array, tuple(sorted(term[a] for a in layer.axes)), term[layer.narrowed]))
-        return found
-
     def _sum_over(
         self, node: Node, names: tuple[str, str], left: list[Layer], right: list[Layer], summed: set[int]
     ) -> None:
@@ -207,10 +201,3 @@ class Products(Labels):
                         continue
                 going_on.append(layer)
         return going_on
-
-
-def _placed(layer: Layer, result: Term) -> Layer:
-    """A layer with one axis per letter as one of the result, whose axes are those letters."""
-    array = layer.array.transpose([*result, *(axis for axis in range(layer.array.ndim) if axis not in result)])
-    array = array.reshape(array.shape[: len(result)])
-    return Layer(array, tuple(sorted(result.index(a) for a in layer.axes)), result.index(layer.narrowed))

@@ -103,6 +103,19 @@ class Walk(Protocol):
         """
         ...
 
+    def weigh(
+        self,
+        node: Node,
+        slots: tuple[int, int],
+        terms: tuple[tuple[int, ...], tuple[int, ...]],
+        result: tuple[int, ...],
+    ) -> None:
+        """Multiply an activation (the first slot) with a constant, axis by axis as in `multiply`.
+
+        Where axis 0 of the constant is one of heads, the channels of each head are its own, equal numbers of them.
+        """
+        ...
+
     def attend(self, node: Node, heads: tuple[int, int]) -> None:
         """Inputs 0 to 2 are queries, keys and values in heads, of which `heads` are the numbers: of queries, of the others.
 

@@ -8,7 +8,7 @@ from worker.compressor.graph.network import Network, Node
 
 #: What makes a channel from weights of its own (its bias or scale is zeroed as well).
 _MAKERS = {
-    "Conv", "ConvTranspose", "Gemm", "MatMul", "Gather", "LSTM", "GRU", "RNN", "BatchNormalization", "LayerNormalization",
+    "Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum", "Gather", "LSTM", "GRU", "RNN", "BatchNormalization", "LayerNormalization",
     "InstanceNormalization", "RMSNormalization",
 }  # fmt: skip
 _FROM_ZERO_TO_ZERO = {

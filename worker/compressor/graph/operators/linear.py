@@ -61,11 +61,16 @@ def _matmul_channels(walk: Walk, node: Node) -> None:
     elif walk.is_weight(left) and not walk.is_weight(right) and len(walk.shape(left)) == 2 <= len(walk.shape(right)):
         walk.consume(node, (1, -2), (0, 1))
         walk.produce(node, (0, 0), -2)
-    elif not walk.is_weight(left) and not walk.is_weight(right) and min(len(walk.shape(n)) for n in node.inputs) >= 2:
-        terms, result = _letters(walk.shape(left), walk.shape(right))
-        walk.multiply(node, (0, 1), terms, result)
+    elif walk.is_weight(left) and walk.is_weight(right):
+        walk.pin(node, f"the MatMul '{node.name}' multiplies constants")
     else:
-        walk.pin(node, f"the MatMul '{node.name}' multiplies with several matrices at once")
+        terms, result = _letters(walk.shape(left), walk.shape(right))
+        if walk.is_weight(right):
+            walk.weigh(node, (0, 1), terms, result)
+        elif walk.is_weight(left):
+            walk.weigh(node, (1, 0), (terms[1], terms[0]), result)
+        else:
+            walk.multiply(node, (0, 1), terms, result)
 
 
 def _letters(
@@ -73,11 +78,13 @@ def _letters(
 ) -> tuple[tuple[tuple[int, ...], tuple[int, ...]], tuple[int, ...]]:
     """Letters of a batched product: rows 0, inner 1, columns 2, then the matrices' axes from the last on.
 
-    An axis of length 1 that is broadcast has a letter of its own.
+    A vector has the inner axis alone. An axis of length 1 that is broadcast has a letter of its own.
     """
     rank = max(len(left), len(right))
-    result = [*range(rank, 2, -1), 0, 2]
-    ours, theirs = [*result[rank - len(left) : -2], 0, 1], [*result[rank - len(right) : -2], 1, 2]
+    stack = range(rank, 2, -1)
+    ours = [*stack[rank - len(left) :], 0, 1] if len(left) > 1 else [1]
+    theirs = [*stack[rank - len(right) :], 1, 2] if len(right) > 1 else [1]
+    result = [*stack, *([0] if len(left) > 1 else []), *([2] if len(right) > 1 else [])]
     extra = rank + 1
     for term, shape, other in ((ours, left, right), (theirs, right, left)):
         for axis in range(len(term) - 2):
