@@ -239,11 +239,13 @@ class TestReadJob:
 
         async def many() -> int:
             waiting = [asyncio.create_task(service.client.get(f"/v1/jobs/{jobs[i % 3]}?wait=30")) for i in range(150)]
-            async with asyncio.timeout(20):
-                while len(service.app.state.services.watcher._waiters) < len(waiting):  # each reads its job once first
-                    await asyncio.sleep(0.05)
+            watcher, pool = service.app.state.services.watcher, service.app.state.services.database._engine.pool
+            for _ in range(200):
+                if len(watcher._waiters) == len(waiting):  # all of them have read their job once
+                    break
+                await asyncio.sleep(0.1)
             await asyncio.sleep(0.5)
-            busy = service.app.state.services.database._engine.pool.checkedout()
+            busy = pool.checkedout()
             for job in jobs:
                 await asyncio.to_thread(service.end, job)
             answers = await asyncio.gather(*waiting)
