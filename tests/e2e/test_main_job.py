@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ import torch
 from onnx import numpy_helper
 
 from examples import demo
+from tests.e2e import jobs
 
 pytestmark = pytest.mark.slow
 
@@ -39,12 +38,6 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    with demo.service(tmp_path_factory.mktemp("service") / "data") as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
 def images(files: Path) -> tuple[np.ndarray, np.ndarray]:
     data = np.load(files / "digits.npz")
     return data["x_test"].astype(np.float32) / 16, data["y_test"]
@@ -59,23 +52,7 @@ def logits(path: Path, images: np.ndarray) -> np.ndarray:
 
 
 def run(client: httpx.Client, model: Path, data: Path | None, spec: Any) -> dict[str, Any]:
-    body = {"model": demo.upload(client, "models", model)["id"], "spec": spec}
-    if data:
-        body["dataset"] = demo.upload(client, "datasets", data)["id"]
-    job = client.post("/v1/jobs", json=body).raise_for_status().json()
-    while job["status"] not in demo.ENDED:
-        job = client.get(f"/v1/jobs/{job['id']}", params={"wait": 60}).raise_for_status().json()
-    return job
-
-
-def fetch(client: httpx.Client, job: dict[str, Any], folder: Path) -> dict[str, Path]:
-    found = {}
-    for row in client.get(f"/v1/jobs/{job['id']}/artifacts").json()["data"]:
-        blob = client.get(row["url"]).raise_for_status().content
-        assert hashlib.sha256(blob).hexdigest() == row["sha256"]
-        found[row["name"]] = folder / row["name"]
-        found[row["name"]].write_bytes(blob)
-    return found
+    return jobs.run(client, demo.upload(client, "models", model)["id"], data, spec)
 
 
 class TestEveryFormat:
@@ -85,7 +62,7 @@ class TestEveryFormat:
     ) -> None:
         job = run(client, files / name, files / "digits.npz", SPEC)
         assert job["status"] == "succeeded", job["error"]
-        made, result = fetch(client, job, tmp_path), job["result"]
+        made, result = jobs.fetch(client, job, tmp_path), job["result"]
         assert made.keys() == {"model.onnx", "model.pt", "weights.safetensors", "report.json", "manifest.json"}
         onnx.checker.check_model(str(made["model.onnx"]), full_check=True)
         before = logits(files / name, images[0])
@@ -107,7 +84,7 @@ class TestTheCut:
         prune = {"criterion": "random", "target": {"macs": "60%"}, "recovery": "none"}
         job = run(client, files / "digits.onnx", files / "digits.npz", SPEC | {"steps": [{"prune": prune}], "seed": 7})
         assert job["status"] == "succeeded" or job["error"]["code"] == "output_collapsed", job["error"]
-        made = fetch(client, job, tmp_path)
+        made = jobs.fetch(client, job, tmp_path)
         report = json.loads(made["report.json"].read_text())
         assert report["exact"]
         masked = onnx.load(files / "digits.onnx")
