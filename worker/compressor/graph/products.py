@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from worker.compressor.graph.counts import is_float
 from worker.compressor.graph.heads import attend, rotate
 from worker.compressor.graph.labels import Labels, rows_of
 from worker.compressor.graph.layer import Layer, Term, layer_along, lettered, placed
@@ -18,6 +19,8 @@ from worker.compressor.graph.operator import operator_of
 from worker.compressor.graph.walk import SHORT_BLOCK, Place
 from worker.compressor.graph.weighing import weigh
 
+_NO_TABLE = np.empty(0)
+
 
 class Products(Labels):
     """Labels with the verbs that need more than one activation, or none of the weights: all that `walk.Walk` has."""
@@ -25,7 +28,7 @@ class Products(Labels):
     def walk(self) -> None:
         """Carry labels through all nodes. Nodes that compute shapes carry none."""
         for node in self.network.nodes:
-            if all(name in self.facts.known or not name for name in node.outputs):
+            if all(name in self.facts.known or not name for name in node.outputs) and not self._has_channels(node):
                 self._calculate(node)
                 continue
             if all(not name or self.is_weight(name) for name in node.inputs):
@@ -38,6 +41,13 @@ class Products(Labels):
             for output in filter(None, node.outputs):
                 self._drop_single(output)
             self._passed(node)
+
+    def _has_channels(self, node: Node) -> bool:
+        """Whether a node that computes with known numbers does so with a table of the network (frequencies, say)."""
+        known = [self.facts.known[name] for name in node.outputs if name]
+        return all(is_float(array) for array in known) and any(
+            self._layers(name) or self.network.tensors.get(name, _NO_TABLE).size > 1 for name in node.inputs
+        )
 
     def _drop_single(self, name: str) -> None:
         """A value that holds one channel alone cannot lose it."""
@@ -61,6 +71,15 @@ class Products(Labels):
         self._sum_over(node, names, left, right, summed)
         going_on = self._side_by_side(node, names, terms, left, right, summed | alone)
         self.layers[node.outputs[0]] = [placed(layer, result) for layer in going_on]
+
+    def bind(self, node: Node, axis: int, length: int) -> None:
+        """Channels go in runs; see `walk.Walk`."""
+        for layer in self._layers(node.inputs[0]):
+            if axis in layer.axes:
+                line = np.moveaxis(layer.array, axis, -1)
+                for place in range(1, length):
+                    beside = line[..., place::length]
+                    self._meet(beside, line[..., ::length][..., : beside.shape[-1]])
 
     def weigh(self, node: Node, slots: tuple[int, int], terms: tuple[Term, Term], result: Term) -> None:
         """Multiply an activation with a constant by letters; see `walk.Walk`."""
@@ -197,7 +216,7 @@ class Products(Labels):
                     if not partners:
                         why = f"{node.op} '{node.name}' multiplies them with '{other}', which is not narrowed"
                         self._pin(layer.array, why)
-                    if side is theirs and partners:
+                    if side is theirs or not partners:
                         continue
                 going_on.append(layer)
         return going_on

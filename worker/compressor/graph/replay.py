@@ -49,14 +49,27 @@ class Replay(Products):
         Raises:
             GraphError: if they no longer lie one after the other in that order.
         """
-        before = self._line(self.analysis.labels.get(name, []), name, axis)
-        now = self._line(self.layers.get(name, []), name, axis)
+        layers = (self.analysis.labels.get(name, []), self.layers.get(name, []))
+        before, now = (self._rows(found, name, axis) for found in layers)
+        found = {tuple(self._found(*rows, chosen)) for rows in zip(before, now, strict=True)}
+        if len(found) > 1:
+            raise GraphError(f"parts of '{name}' would lie elsewhere in each block")
+        positions = list(found.pop())
+        if not positions:
+            raise GraphError(f"nothing would be left of a part of '{name}'")
+        return positions
+
+    def _found(self, before: np.ndarray, now: np.ndarray, chosen: Sequence[int]) -> list[int]:
         place = np.full(len(before), -1)
         place[_gather(before, now, np.flatnonzero(~self._removed[before]))] = np.arange(len(now))
-        found = [int(place[index]) for index in chosen if place[index] >= 0]
-        if not found:
-            raise GraphError(f"nothing would be left of a part of '{name}'")
-        return found
+        return [int(place[index]) for index in chosen if place[index] >= 0]
+
+    def _rows(self, layers: list[Layer], name: str, axis: int) -> np.ndarray:
+        """The labels along an axis, one row for each block where the channels lie along several."""
+        layer = next((layer for layer in layers if axis in layer.axes), None)
+        if layer is None:
+            return np.zeros((1, self.shape(name)[axis]), np.int64)
+        return np.moveaxis(layer.array, axis, -1).reshape(-1, layer.array.shape[axis])
 
     def shape_now(self, name: str) -> tuple[int, ...]:
         """Shape of a value after the cut."""

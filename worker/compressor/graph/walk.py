@@ -103,6 +103,10 @@ class Walk(Protocol):
         """
         ...
 
+    def bind(self, node: Node, axis: int, length: int) -> None:
+        """Along this axis of input 0 each run of that many channels goes as a whole. To be said before it is moved."""
+        ...
+
     def weigh(
         self,
         node: Node,

@@ -119,8 +119,10 @@ def _gather_channels(walk: Walk, node: Node) -> None:
 def _slice_channels(walk: Walk, node: Node) -> None:
     _, axes, steps = _slicing(lambda slot: walk.numbers(node, slot), node)
     rank = len(walk.shape(node.inputs[0]))
-    # every second channel and the like: which are left depends on the order, so they have to stay together
-    walk.move(node, slides=[axis % rank for axis, step in zip(axes, steps, strict=True) if step != 1])
+    for axis, step in zip(axes, steps, strict=True):
+        if step > 1:  # every second channel stays every second one where pairs go as a whole
+            walk.bind(node, axis % rank, step)
+    walk.move(node, slides=[axis % rank for axis, step in zip(axes, steps, strict=True) if step < 0])
 
 
 def _slicing(numbers: Callable[[int], list[int] | None], node: Node) -> tuple[list[int], list[int], list[int]]:
@@ -140,8 +142,8 @@ def _slice_rewrite(view: CutView, node: Node) -> Rewrites:
     before, rank = view.shape(node.inputs[0]), len(view.shape(node.inputs[0]))
     for index, (start, end, axis, step) in enumerate(zip(starts, ends or [], axes, steps, strict=True)):
         axis %= rank
-        if step == 1 and view.shape_now(node.inputs[0])[axis] != before[axis]:
-            now = view.positions(node.inputs[0], axis, range(before[axis])[start:end])
+        if step > 0 and view.shape_now(node.inputs[0])[axis] != before[axis]:
+            now = view.positions(node.inputs[0], axis, range(before[axis])[start:end:step])
             new_starts[index], new_ends[index] = now[0], now[-1] + 1
     if all(start is None for start in new_starts):
         return {}
