@@ -125,3 +125,15 @@ class BertTiny(nn.Module):
         for layer in self.layers:
             x = layer(x, hidden)
         return self.head(torch.tanh(self.pooler(x[:, 0])))
+
+
+class Tagger(nn.Module):
+    """Two bidirectional LSTM layers over a sequence, and a class for each step (Graves and Schmidhuber 2005)."""
+
+    def __init__(self, features: int = 64, hidden: int = 128, classes: int = 16) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(features, hidden, 2, batch_first=True, bidirectional=True)
+        self.head = nn.Linear(2 * hidden, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.lstm(x)[0])

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from benchmarks.architectures import BertTiny, MobileNetV2, ResNet50
+from benchmarks.architectures import BertTiny, MobileNetV2, ResNet50, Tagger
 from worker.compressor.distillation.trainer import fast_layout, to_input
 from worker.compressor.graph.executor import to_module
 from worker.compressor.graph.importers import import_model
@@ -38,6 +38,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[int], tuple[Tensor,
         BertTiny,
         lambda n: (torch.randint(0, 30000, (n, 64)), torch.ones(n, 64, dtype=torch.int64)),
     ),
+    "lstm": (Tagger, lambda n: (torch.randn(n, 32, 64),)),
 }
 BATCH = 8
 
@@ -127,7 +128,7 @@ def compare(name: str, folded: bool, times: int, rounds: int, folder: Path) -> N
     net, sample = calibrate(make(), samples), samples(BATCH)
     path = folder / f"{name}.onnx"
     export(net, samples(2), path, folded=folded)
-    peer = fold(net) if folded and name != "bert_tiny" else net
+    peer = fold(net) if folded and name in ("resnet50", "mobilenet_v2") else net
     network, _ = import_model(path, "onnx", None)
     ours = fast_layout(to_module(network), torch.device("cpu"))
     given = tuple(to_input(tensor.numpy(), torch.device("cpu")) for tensor in sample)

@@ -7,7 +7,8 @@ with a free batch. BatchNorm follows `module.train()`; its momentum is the attri
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from worker.compressor.graph.operator import operator_of
 from worker.compressor.graph.rows import cancel
 
 _MOMENTUM = "batchnorm_momentum"
+ROWS = "rows"  # key in `GraphModule.meta`: attribute name → which rows of its tensors (axis 1) it holds, in its order
 TENSORS = "tensors"  # key in `GraphModule.meta`: attribute name → names of the tensors that it holds
 
 
@@ -30,9 +32,10 @@ def to_module(network: Network, *, trainable: bool = True, single: bool = False,
 
     Weights are parameters (`requires_grad` as `trainable`), BatchNorm statistics and other constants are buffers.
     Tensors that are tied in the network are one parameter. The module owns copies: see `write_back`. `fused`: what is
-    spelled out in the network is computed by one function where torch has it (see `fusion`).
+    spelled out in the network is computed by one function where torch has it (see `fusion`), and weights may lie in
+    another order of rows (`ROWS`).
     """
-    recorder = _Recorder(network, trainable)
+    recorder = _Recorder(network, trainable, fused)
     for port in network.inputs:
         recorder.env[port.name] = recorder.placeholder(port.name)
         recorder.device = recorder.env[port.name].device  # asked only where something is made from shapes alone
@@ -48,9 +51,10 @@ def to_module(network: Network, *, trainable: bool = True, single: bool = False,
             training=recorder.attribute("training"),
             momentum=recorder.attribute(_MOMENTUM),
             lift=recorder.lift,
+            in_order=recorder.in_order,
         )
         recorder.note(node, map(recorder.held, outputs))
-    return recorder.finish([port.name for port in network.outputs], single, fused)
+    return recorder.finish([port.name for port in network.outputs], single)
 
 
 def write_back(network: Network, module: fx.GraphModule) -> None:
@@ -60,7 +64,10 @@ def write_back(network: Network, module: fx.GraphModule) -> None:
         if attribute not in state:
             continue
         for name in names:
-            network.tensors[name] = as_array(state[attribute], network.tensors[name])
+            array = as_array(state[attribute], network.tensors[name])
+            if attribute in module.meta[ROWS]:
+                array = array[:, np.argsort(module.meta[ROWS][attribute])]
+            network.tensors[name] = array
 
 
 def parameter_tensors(module: fx.GraphModule) -> dict[str, tuple[str, ...]]:
@@ -72,18 +79,21 @@ def parameter_tensors(module: fx.GraphModule) -> dict[str, tuple[str, ...]]:
 class _Recorder:
     """Records the torch calls of a network into an fx graph."""
 
-    def __init__(self, network: Network, trainable: bool) -> None:
+    def __init__(self, network: Network, trainable: bool, fused: bool) -> None:
         self.network = network
         self.facts = observe(network, network.sample_shapes)
         self.env: dict[str, Any] = {}
         self.device: Any = "cpu"
-        self._trainable = trainable
+        self._trainable, self._fused = trainable, fused
         self._graph = fx.Graph()
         self._tracer = fx.proxy.GraphAppendingTracer(self._graph)
         self._root = nn.Module()
         self._tied = _tied(network)
         self._attributes: dict[str, str] = {}
+        self._rows: dict[str, Sequence[int]] = {}
         self._proxies: dict[str, fx.Proxy] = {}
+        self._readers = Counter(name for node in network.nodes for name in node.inputs)
+        self._readers.update(port.name for port in network.outputs)
         sources = sources_of_constants(network)
         self._weights = {
             self._tied[name]
@@ -113,6 +123,15 @@ class _Recorder:
             self._attributes[first] = self._store(first, as_tensor(array), first in self._weights)
         return self.attribute(self._attributes[first])
 
+    def in_order(self, name: str, order: Sequence[int]) -> fx.Proxy | None:
+        """The tensor as an attribute with axis 1 in this order, where it is a constant that only one node reads."""
+        tied = [other for other, first in self._tied.items() if first == self._tied.get(name)]
+        if not self._fused or tied != [name] or self._readers[name] != 1:
+            return None
+        attribute = self._store(name, as_tensor(self.network.tensors[name][:, order]), name in self._weights)
+        self._attributes[name], self._rows[attribute] = attribute, order
+        return self.attribute(attribute)
+
     def lift(self, array: np.ndarray) -> fx.Proxy:
         """Known numbers that an operator needs as a tensor."""
         return self.attribute(self._store("known", as_tensor(array), False))
@@ -127,7 +146,7 @@ class _Recorder:
             self._proxies[name] = fx.Proxy(self._graph.get_attr(name), self._tracer)
         return self._proxies[name]
 
-    def finish(self, outputs: list[str], single: bool, fused: bool) -> fx.GraphModule:
+    def finish(self, outputs: list[str], single: bool) -> fx.GraphModule:
         """The module that returns these values."""
         results = []
         for name in outputs:
@@ -137,7 +156,7 @@ class _Recorder:
             results.append(value.node)
         self._graph.output(results[0] if single and len(results) == 1 else tuple(results))
         cancel(self._graph, self._root)
-        if fused:
+        if self._fused:
             fuse(self._graph, self._root)
         module = fx.GraphModule(self._root, self._graph)
         tensors: dict[str, tuple[str, ...]] = {}
@@ -145,7 +164,7 @@ class _Recorder:
             if first in self._attributes:
                 attribute = self._attributes[first]
                 tensors[attribute] = (*tensors.get(attribute, ()), name)
-        module.meta[TENSORS] = tensors
+        module.meta[TENSORS], module.meta[ROWS] = tensors, self._rows
         return module
 
     def _store(self, name: str, tensor: torch.Tensor, weight: bool) -> str:

@@ -43,6 +43,7 @@ class Call:
         training: Any = False,
         momentum: Any = 0.1,
         moving: bool = False,
+        in_order: Callable[[str, Sequence[int]], Any] | None = None,
     ) -> None:
         self.node = node
         self._values = values
@@ -53,6 +54,7 @@ class Call:
         self.device = device
         self.training = training
         self.momentum = momentum
+        self._in_order = in_order
         self.moving = moving  # the input holds channel labels: what is put between them is 0
 
     def has(self, slot: int) -> bool:
@@ -111,6 +113,10 @@ class Call:
         """Both inputs of an elementwise operator as `operand` gives them, at least one of them a tensor."""
         a, b = self.operand(0), self.operand(1)
         return (self.tensor(0) if isinstance(a, (bool, int, float)) and isinstance(b, (bool, int, float)) else a), b
+
+    def in_order(self, slot: int, order: Sequence[int]) -> Any:
+        """The constant held with axis 1 in this order, so that a step need not arrange it; None where it cannot be."""
+        return None if self._in_order is None else self._in_order(self.node.inputs[slot], order)
 
     def known(self, slot: int) -> np.ndarray | None:
         """The numbers of an input that is a constant or made from shapes; None where it is data."""

@@ -1,8 +1,8 @@
 """LSTM, GRU and RNN: torch's fused functions where they have the form, else step by step (`cells`).
 
-torch orders gates in another way (LSTM: i, f, g, o for ONNX's i, o, f, c; GRU: r, z, n for z, r, h). The rows are put in
-that order in the graph, so that the weights stay the user's tensors. Slots: X, W, R, B, sequence_lens, initial_h,
-initial_c, P. Shape letters: S steps, B batch, D directions, G gates, H hidden units, I inputs.
+torch orders gates in another way (LSTM: i, f, g, o for ONNX's i, o, f, c; GRU: r, z, n for z, r, h). The training view
+holds a weight with its rows in that order; where others read it as well, the graph puts them in order. Slots: X, W, R,
+B, sequence_lens, initial_h, initial_c, P. Shape letters: S steps, B batch, D directions, G gates, H hidden units, I inputs.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def _run(cell: Cell) -> Callable[[Call], Any]:
         batch_first = bool(call.attribute("layout", 0))
         if batch_first:
             x = torch.transpose(x, 0, 1)
-        states = [_initial(call, slot, x, batch_first) for slot in ((_H0, _C0) if cell.has_memory else (_H0,))]
+        states = _states(call, cell, x, batch_first)
         functions = _activations(call, cell)
         fused = _fused(call, cell, functions)
         if fused is not None:
@@ -83,6 +83,14 @@ def _sizes(call: Call) -> tuple[int, int]:
     """D and H."""
     directions, _, hidden = call.shape_of_constant(2)
     return directions, hidden
+
+
+def _states(call: Call, cell: Cell, x: Any, batch_first: bool) -> list[Any]:
+    """The initial states; where none is given, one tensor of zeros is all of them."""
+    slots = (_H0, _C0) if cell.has_memory else (_H0,)
+    if not any(map(call.has, slots)):
+        return [_initial(call, _H0, x, batch_first)] * len(slots)
+    return [_initial(call, slot, x, batch_first) for slot in slots]
 
 
 def _initial(call: Call, slot: int, x: Any, batch_first: bool) -> Any:
@@ -145,9 +153,8 @@ def _run_fused(
     return y, [made[number + 1] for number in range(len(states))]
 
 
-def _directions(call: Call, slot: int) -> list[Any]:
+def _directions(tensor: Any, number: int) -> list[Any]:
     """The weight or state of each direction. Views whose gradients are put together by one copy, unlike those of `select`."""
-    tensor, number = call.tensor(slot), _sizes(call)[0]
     if number == 1:
         return [torch.squeeze(tensor, 0)]
     parts = torch.unbind(tensor, 0)
@@ -156,16 +163,27 @@ def _directions(call: Call, slot: int) -> list[Any]:
 
 def _weights(call: Call, cell: Cell) -> list[Any]:
     """For each direction W, R and, where there are any, the biases of W and R, gates as torch orders them."""
-    hidden, slots = _sizes(call)[1], (1, 2, _B) if call.has(_B) else (1, 2)
-    found = []
-    for tensors in zip(*[_directions(call, slot) for slot in slots], strict=True):
-        for tensor, parts in zip(tensors, (1, 1, 2), strict=False):
-            found += _ordered(tensor, cell, hidden, parts)
-    return found
+    slots = (1, 2, _B) if call.has(_B) else (1, 2)
+    made = zip(*[_of_slot(call, cell, slot, 2 if slot == _B else 1) for slot in slots], strict=True)
+    return [tensor for direction in made for part in direction for tensor in part]
+
+
+def _of_slot(call: Call, cell: Cell, slot: int, parts: int) -> list[list[Any]]:
+    """For each direction the tensor in `parts` equal parts (the biases of W and of R), gates as torch orders them."""
+    directions, hidden = _sizes(call)
+    gates = [part * cell.num_gates + gate for part in range(parts) for gate in cell.order]
+    order = [gate * hidden + unit for gate in gates for unit in range(hidden)]
+    held = call.in_order(slot, order)
+    if held is None:
+        return [_ordered(rows, cell, hidden, parts) for rows in _directions(call.tensor(slot), directions)]
+    if parts == 1:
+        return [[rows] for rows in _directions(held, directions)]
+    halves = [torch.split(rows, cell.num_gates * hidden, 0) for rows in _directions(held, directions)]
+    return [[pair[0], pair[1]] for pair in halves]
 
 
 def _ordered(rows: Any, cell: Cell, hidden: int, parts: int) -> list[Any]:
-    """The rows in `parts` equal parts (the biases of W and of R), each with its gates as torch orders them."""
+    """The rows in equal parts, each with its gates as torch orders them."""
     gates = torch.split(rows, hidden, 0)
     starts = [part * cell.num_gates for part in range(parts)]
     if cell.num_gates == 1:
@@ -177,7 +195,7 @@ def _run_steps(
     call: Call, cell: Cell, x: Any, states: list[Any], functions: list[list[_Activation]]
 ) -> tuple[Any, Sequence[Any]]:
     parts = []
-    by_slot = {slot: _directions(call, slot) for slot in (1, 2, _B, _P) if call.has(slot)}
+    by_slot = {slot: _directions(call.tensor(slot), _sizes(call)[0]) for slot in (1, 2, _B, _P) if call.has(slot)}
     for direction, chosen in enumerate(functions):
         size = 2 * cell.num_gates * _sizes(call)[1]
         bias = by_slot[_B][direction] if call.has(_B) else x.new_zeros([size])

@@ -12,7 +12,7 @@ from tests.worker.compressor.graph.nets import difference, reference
 from tests.worker.compressor.graph.operators.single import load, one_node
 from worker.compressor.errors import ImportFailed
 from worker.compressor.graph.evaluation import run
-from worker.compressor.graph.executor import to_module
+from worker.compressor.graph.executor import to_module, write_back
 from worker.compressor.graph.importers import import_model
 
 STEPS, BATCH, INPUTS, HIDDEN = 5, 3, 4, 6
@@ -94,6 +94,59 @@ class TestFused:
         module = to_module(check(op, operands(op, directions=2), tmp_path, direction="bidirectional", **given))
         assert [tuple(p.shape)[:2] for p in module.parameters()][:2] == [(2, GATES[op] * HIDDEN)] * 2
         assert f"torch.{op.lower()}(" in module.code
+
+
+class TestRows:
+    """Gates lie in torch's order in the module, and in ONNX's in the network."""
+
+    @pytest.mark.parametrize("op", ["LSTM", "GRU"])
+    @pytest.mark.parametrize("directions", [1, 2])
+    def test_a_step_arranges_nothing_and_trains_the_users_weights(self, op, directions, tmp_path):
+        given = {"linear_before_reset": 1} if op == "GRU" else {}
+        given["direction"] = "bidirectional" if directions == 2 else "forward"
+        network = load(one_node(op, operands(op, directions=directions), 17, hidden_size=HIDDEN, **given), tmp_path)
+        assert "torch.cat" not in to_module(network).code
+        first, second = (trained(network, fused=fused) for fused in (True, False))
+        for name, array in network.tensors.items():
+            assert difference(second.tensors[name], first.tensors[name]) < 2e-6
+            assert difference(array, first.tensors[name]) > 1e-3
+
+    def test_a_weight_that_others_read_is_arranged_in_each_step(self, tmp_path):
+        model = one_node("LSTM", operands("LSTM"), 17, hidden_size=HIDDEN)
+        model.graph.node.append(onnx.helper.make_node("ReduceSum", ["i1"], ["sum"]))
+        model.graph.output.append(onnx.helper.make_tensor_value_info("sum", onnx.TensorProto.FLOAT, None))
+        model.graph.output[-1].type.tensor_type.shape.SetInParent()
+        network = load(model, tmp_path)
+        module = to_module(network)
+        assert module.code.count("torch.cat") == 1
+        x = normal(STEPS, BATCH, INPUTS)
+        for wanted, got in zip(reference(model, {"i0": x}), module(torch.from_numpy(x)), strict=True):
+            assert difference(wanted, got.detach().numpy()) < 2e-6
+
+    def test_one_weight_of_two_layers_stays_one(self, tmp_path):
+        inputs = operands("LSTM", bias=False)
+        model = one_node("LSTM", inputs, 17, hidden_size=HIDDEN)
+        model.graph.node.append(onnx.helper.make_node("LSTM", ["i0", "i1", "i2"], ["other"], hidden_size=HIDDEN))
+        model.graph.output.append(onnx.helper.make_tensor_value_info("other", onnx.TensorProto.FLOAT, None))
+        model.graph.output[-1].type.tensor_type.shape.SetInParent()
+        network = load(model, tmp_path)
+        module = to_module(network)
+        assert sum(parameter.numel() for parameter in module.parameters()) == inputs[1].size + inputs[2].size
+        first, *_, second = module(torch.from_numpy(inputs[0]))
+        assert torch.equal(first, second)
+
+
+def trained(network, **options):
+    """A copy of the network after a few steps."""
+    module, result = to_module(network, **options).train(), network.copy()
+    optimiser = torch.optim.SGD(module.parameters(), 0.1)
+    for seed in range(3):
+        x = torch.randn(STEPS, BATCH, INPUTS, generator=torch.Generator().manual_seed(seed))
+        optimiser.zero_grad()
+        module(x)[0].square().sum().backward()
+        optimiser.step()
+    write_back(result, module)
+    return result
 
 
 class TestSteps:
