@@ -13,6 +13,7 @@ import numpy as np
 from worker.compressor.data.dataset import Rows
 from worker.compressor.delivery import FILES, Delivery, deliver, outgoing
 from worker.compressor.errors import CompressorError, ExportError, OutputCollapsed, RunAborted, TargetUnreachable
+from worker.compressor.evaluation.footprint import affordable
 from worker.compressor.evaluation.isolated import ask
 from worker.compressor.evaluation.kept import keep_arrays
 from worker.compressor.graph.counts import Counts, count
@@ -30,6 +31,8 @@ from worker.compressor.report.result import ratios
 
 PARITY_ROWS, TIMED_ROWS = 32, 64
 BATCHES = (1, 64)
+#: What the values of both networks may take while they are timed.
+TIMING_BYTES = 4 << 30
 # Between the network in memory and a file that was written from it.
 # Half precision rounds every value on the way, to 11 bits and to 8.
 PARITY = {"float32": 1e-3, "float64": 1e-3, "float16": 3e-2, "bfloat16": 2e-1}
@@ -93,7 +96,7 @@ def _verify(job: Job, network: Network, delivery: Delivery) -> dict[str, Any]:
                 "folder": str(folder), "graph": str(job.graph), "first": next(iter(delivery.networks)),
                 "files": {name: str(path) for name, path in delivery.networks.items()},
                 "identity": identity(context), "answers": str(answers_file(context)),
-                "parity": str(folder / "parity.npz"), "shapes": job.shapes,
+                "parity": str(folder / "parity.npz"), "shapes": job.shapes, "most_rows": job.answers.most_rows,
             },
             folder,
         )  # fmt: skip
@@ -111,15 +114,25 @@ def _time(job: Job, network: Network, delivery: Delivery) -> dict[str, Any]:
             write_onnx(network, timed)
         feeds = _first_rows(job.data.test, TIMED_ROWS)
         keep_arrays(folder / "timed.npz", {f"input{i:04d}": feed for i, feed in enumerate(feeds)})
-        fixed = job.answers.batch_size
+        batches = _timed_batches(job)
         question = {
             "before": str(job.graph), "after": str(timed), "feeds": str(folder / "timed.npz"),
-            "batches": BATCHES if fixed is None else (fixed,), "threads": context.request.threads,
+            "batches": batches, "threads": context.request.threads,
         }  # fmt: skip
         found = ask("worker.compressor.evaluation.latency", question, folder)
         if not found["alone"]:
             context.warn("other jobs were being timed at the same moment: the latencies are rougher than usual")
     return found
+
+
+def _timed_batches(job: Job) -> tuple[int, ...]:
+    fixed = job.answers.batch_size
+    if fixed is not None:
+        return (fixed,)
+    most = affordable(job.original, job.shapes, TIMING_BYTES // 2)
+    if most < max(BATCHES):
+        job.context.warn(f"{max(BATCHES)} samples at once would take too much memory, so {most} are timed")
+    return tuple(sorted({min(batch, most) for batch in BATCHES}))
 
 
 def _result(
@@ -182,7 +195,7 @@ def _ceiling(job: Job, name: str) -> int:
 
 def _keep_reference(job: Job, network: Network, path: Path) -> None:
     """Inputs and what the network in memory makes of them: what the files must reproduce."""
-    feeds = _first_rows(job.data.test, PARITY_ROWS)
+    feeds = _first_rows(job.data.test, min(PARITY_ROWS, job.answers.most_rows or PARITY_ROWS))
     outputs = job.runner(network)(feeds)
     arrays = {f"input{i:04d}": feed for i, feed in enumerate(feeds)} | {
         f"output{i:04d}": o for i, o in enumerate(outputs)

@@ -16,6 +16,7 @@ from worker.compressor.context import Context
 from worker.compressor.data.dataset import Dataset, Rows
 from worker.compressor.errors import InputMismatch, NothingToCompress
 from worker.compressor.evaluation.engine import open_onnx
+from worker.compressor.evaluation.footprint import affordable
 from worker.compressor.evaluation.judge import Judge, module_runner
 from worker.compressor.evaluation.original import Original
 from worker.compressor.evaluation.reopened import job_dataset
@@ -28,6 +29,8 @@ from worker.compressor.graph.precision import in_float32, rounded
 
 Shapes = dict[str, tuple[int, ...]]
 Feeds = dict[str, np.ndarray]
+#: What the values of a network may take while it is judged.
+JUDGING_BYTES = 1 << 30
 
 
 @dataclass
@@ -128,6 +131,7 @@ def open_job(context: Context) -> Job:
     if runner.runtime != "onnxruntime":
         context.warn("onnxruntime cannot run this network in its data types, so it is judged and timed in torch")
     answers = Original(runner, identity(context), answers_file(context))
+    runner.most_rows = affordable(network, shapes, JUDGING_BYTES)
     runner.run_rows(data.train.feeds(slice(0, 1)))
     counts = count(network, shapes)
     if counts.num_params == 0:

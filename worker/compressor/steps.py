@@ -13,9 +13,9 @@ from worker.compressor.distillation.objective import Objective, output_kind
 from worker.compressor.distillation.students import STUDENTS
 from worker.compressor.distillation.trainer import Hooks, Plan, Trained, Trainer
 from worker.compressor.errors import CompressorError, GraphError
+from worker.compressor.evaluation.footprint import affordable
 from worker.compressor.graph.batch import has_free_batch
 from worker.compressor.graph.batchnorm import fold_batchnorm, insert_batchnorm, with_biases
-from worker.compressor.graph.evaluation import observe
 from worker.compressor.graph.executor import to_module, write_back
 from worker.compressor.graph.network import Network
 from worker.compressor.graph.precision import in_float32
@@ -27,6 +27,7 @@ from worker.compressor.pruning.structures import STRUCTURES, Choice
 
 PROOF_SAMPLES = 16
 KIND_SAMPLES = 256
+_FEWEST = 4
 # Streams of the job's randomness beside those of the steps.
 _PROOF, _RECOVERY, _STATISTICS = 50, 60, 80
 TEACHER_SHARE = 0.1
@@ -65,7 +66,7 @@ def _proven_cut(job: Job, step: int, options: Prune, ceilings: dict[str, int]) -
 
     The proof is about the exact groups; what a normalisation over the cut axis makes of the others is for the recovery.
     """
-    feeds = job.feeds(job.data.val, PROOF_SAMPLES if has_free_batch(job.network) else 1, _PROOF)
+    feeds = job.feeds(job.data.val, _affordable(job, PROOF_SAMPLES, 3) if has_free_batch(job.network) else 1, _PROOF)
     structure, refused = STRUCTURES.get(options.structure)(), dict[int, str]()
     while True:
         rng = job.context.rng(step)
@@ -120,7 +121,7 @@ def recover(job: Job, step: int, options: Prune) -> None:
         if original is None or network is None:
             context.warn("the network takes one sample at a time and cannot be freed from it, so it was not repaired")
             return
-        feeds = job.feeds(job.data.train, _affordable(job, recovery.samples), _RECOVERY + step)
+        feeds = job.feeds(job.data.train, _affordable(job, recovery.samples, 2), _RECOVERY + step)
         fitted, repair = reconstruct(
             original, network, feeds, refit=recovery.refit, batchnorm=recovery.batchnorm, progress=context.progress
         )
@@ -178,7 +179,7 @@ def _train_once(
         detail = "the network takes one sample at a time and cannot be freed from it, so it cannot be trained"
         raise CompressorError(detail, code="fixed_batch", hint="export it with a free batch axis", error_class="user")
     if insert:
-        view = insert_batchnorm(view, job.feeds(job.data.train, KIND_SAMPLES, _STATISTICS))
+        view = insert_batchnorm(view, job.feeds(job.data.train, _affordable(job, KIND_SAMPLES, 1), _STATISTICS))
     module = to_module(view)
 
     def taken(source: GraphModule) -> Network:
@@ -219,12 +220,9 @@ def _objective(job: Job, options: Distill | Finetune) -> Objective:
     return Objective(loss, task, tuple(output_kind(answer, task) for answer in answers))
 
 
-def _affordable(job: Job, samples: int) -> int:
-    """As many samples as the widest activations of two networks leave room for in a gigabyte."""
-    shapes = observe(job.original, job.shapes).shapes
-    names = [name for node in job.original.nodes for name in node.outputs if name in shapes]
-    widest = max(int(np.prod(shapes[name])) for name in names)
-    return max(16, min(samples, (1 << 30) // (widest * 4 * 8)))
+def _affordable(job: Job, samples: int, num_networks: int) -> int:
+    """As many samples as so many networks side by side have room for in a gigabyte, but a few in any case."""
+    return min(samples, max(_FEWEST, affordable(job.original, job.shapes, (1 << 30) // num_networks)))
 
 
 def _told(trained: Trained) -> dict[str, Any]:

@@ -43,8 +43,9 @@ class Judge:
     def __call__(self, run: Callable[[Feeds], Outputs]) -> Score:
         """The score of a network; the worst of all where it does not give finite numbers."""
         tally, likelihoods = Tally(self._task), []
-        for at in range(0, len(self._rows), BATCH):
-            positions = slice(at, at + BATCH)
+        step = min(BATCH, self._original.most_rows or BATCH)
+        for at in range(0, len(self._rows), step):
+            positions = slice(at, at + step)
             feeds, labels = self._rows.feeds(positions), self._rows.targets(positions)
             before, after = self._original.answers(self._rows, positions, feeds)[0], run(feeds)[0]
             tally.add(before, after, labels)

@@ -45,6 +45,11 @@ class Original:
         """The only number of rows that the network takes; None where it is free."""
         return self._runner.batch_size
 
+    @property
+    def most_rows(self) -> int | None:
+        """How many rows may go through a network of this size at once; None where there is no such limit."""
+        return self._runner.most_rows
+
     def answers(
         self, rows: Rows, positions: np.ndarray | slice, feeds: tuple[np.ndarray, ...] | None = None
     ) -> Outputs:

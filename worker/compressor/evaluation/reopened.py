@@ -1,6 +1,6 @@
 """Judge the exact bytes that will be downloaded: opened again in a fresh process, run on every held-out row.
 
-Question: `{folder, graph, first, files: {format: path}, answers, parity, shapes}`; answer: `{figures, collapsed, finite,
+Question: `{folder, graph, first, files: {format: path}, answers, parity, shapes, most_rows}`; answer: `{figures, collapsed, finite,
 parity: {format: relative error}}`.
 """
 
@@ -50,6 +50,8 @@ def reopen(question: dict[str, Any]) -> dict[str, Any]:
     runners = {
         name: _open(name, Path(path), request.threads, original_runner) for name, path in question["files"].items()
     }
+    for runner in (original_runner, *runners.values()):
+        runner.most_rows = question["most_rows"]
     tally = Tally(request.spec.task or "none")
     for at in range(0, len(rows), BATCH):
         positions = slice(at, at + BATCH)

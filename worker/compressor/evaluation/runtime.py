@@ -17,9 +17,13 @@ Outputs = tuple[np.ndarray, ...]
 
 
 class Runner(ABC):
-    """Computes a network; `batch_size` is the only number of rows it takes, None where that is free."""
+    """Computes a network; `batch_size` is the only number of rows it takes, None where that is free.
+
+    `most_rows` is how many of a free batch go through at once, None where there is no such limit.
+    """
 
     batch_size: int | None = None
+    most_rows: int | None = None
     runtime = "torch"
 
     @abstractmethod
@@ -27,13 +31,18 @@ class Runner(ABC):
         """All outputs for one batch, inputs in the network's order."""
 
     def run_rows(self, feeds: Feeds) -> Outputs:
-        """All outputs for any number of rows: where the batch is fixed, in pieces, the last filled up and cut back."""
-        if self.batch_size is None or not feeds or not feeds[0].ndim or len(feeds[0]) == self.batch_size:
+        """All outputs for any number of rows: in pieces, where the batch is fixed or too many rows come at once.
+
+        The last piece of a fixed batch is filled up and cut back.
+        """
+        size = self.batch_size or self.most_rows
+        count = len(feeds[0]) if feeds and feeds[0].ndim else 0
+        if size is None or not count or count == size or (self.batch_size is None and count < size):
             return self.run(feeds)
-        size, count = self.batch_size, len(feeds[0])
         parts = []
         for at in range(0, count, size):
-            rows = np.minimum(np.arange(at, at + size), count - 1)
+            end = at + size if self.batch_size is not None else min(at + size, count)
+            rows = np.minimum(np.arange(at, end), count - 1)
             parts.append(tuple(output[: count - at] for output in self.run(tuple(feed[rows] for feed in feeds))))
         return tuple(np.concatenate(column) for column in zip(*parts, strict=True))
 
