@@ -121,7 +121,9 @@ class Labels(ABC):
         if labels is None:
             self._pin(self._own_or_derived(tensor, weight_axis), f"'{source}' is not narrowed")
             return
-        if parts > 1 and tensor in self.network.tensors:
+        if parts > 1 and weight_axis == 0:
+            self._quota(labels.reshape(parts, -1))
+        elif parts > 1 and tensor in self.network.tensors:
             labels = labels.reshape(parts, -1)
             self._quota(labels)
         elif parts > 1:
@@ -132,7 +134,13 @@ class Labels(ABC):
 
     def produce(self, node: Node, weight: Place, axis: int, *, also: Sequence[Place] = (), parts: int = 1) -> None:
         """The output's axis is made by the weight's axis; see `walk.Walk`."""
-        labels = self._own_or_derived(*self._place(node, weight))
+        tensor, weight_axis = self._place(node, weight)
+        if parts > 1 and weight_axis > 0:  # each part has an axis of its own, which comes after that of the part before
+            apart = tensor in self.network.tensors
+            labels = self._own(tensor, weight_axis, parts) if apart else self._own_or_derived(tensor, weight_axis)
+            labels = labels.reshape(-1) if apart else np.tile(labels, parts)
+        else:
+            labels = self._own_or_derived(tensor, weight_axis)
         self._mark(node, "produces", labels)
         for place in also:
             bias, bias_axis = self._place(node, place)
@@ -153,14 +161,15 @@ class Labels(ABC):
         rest = [layer for layer in self._layers(source) if axis not in layer.axes]
         output = node.outputs[0]
         self.layers[output] = rest
-        times = self.shape(output)[axis] // self.shape(source)[axis]
         for place in weights:
             tensor, weight_axis = self._place(node, place)
             if labels is None:
                 self._pin(self._own_or_derived(tensor, weight_axis), f"'{source}' is not narrowed")
             else:
+                times = self.shape(tensor)[weight_axis] // self.shape(source)[axis]
                 self._mark(node, "follows", self._match(tensor, weight_axis, np.repeat(labels, times)))
         if labels is not None:
+            times = self.shape(output)[axis] // self.shape(source)[axis]
             self.layers[output] = [*rest, layer_along(np.repeat(labels, times), axis, len(self.shape(output)))]
 
     def keep(self, node: Node, *, slides: Sequence[int] = ()) -> None:

@@ -37,12 +37,15 @@ class Walk(Protocol):
         """Sum over the channels of `x`, each with its slice of the weight. Labels on other axes stay where they are.
 
         `slides`: axes over which the operator slides or mixes, where labels may not differ. `parts`: the channels fall
-        into this many equal parts, each consumed by its own equal part of the weight's axis 0.
+        into this many equal parts, each consumed by its own equal part of the weight's axis 0 (by that axis, if it is 0).
         """
         ...
 
     def produce(self, node: Node, weight: Place, axis: int, *, also: Sequence[Place] = (), parts: int = 1) -> None:
-        """The output's `axis` is made by the weight's axis; `also` names biases along it. Equal numbers per part."""
+        """The output's `axis` is made by the weight's axis; `also` names biases along it. Equal numbers per part.
+
+        An axis other than 0 makes the output once for each of the `parts` of axis 0, one after the other.
+        """
         ...
 
     def follow(self, node: Node, x: Place, weights: Sequence[Place], *, slides: Sequence[int] = ()) -> None:

@@ -98,12 +98,21 @@ def _transposed_pads(call: Call, strides: list[int], dilations: list[int]) -> tu
 
 
 def _transpose_channels(walk: Walk, node: Node) -> None:
-    if node.attributes.get("group", 1) > 1:
-        walk.pin(node, f"the grouped ConvTranspose '{node.name}' needs them all")
-        return
+    groups, weight = node.attributes.get("group", 1), walk.shape(node.inputs[1])
     bias = [(2, 0)] if len(node.inputs) > 2 and node.inputs[2] else []
-    walk.consume(node, (0, 1), (1, 0), slides=range(2, len(walk.shape(node.inputs[1]))))
-    walk.produce(node, (1, 1), 1, also=bias)
+    slides = range(2, len(weight))
+    if groups > 1 and weight[0] == groups:
+        walk.follow(node, (0, 1), [(1, 0), *bias], slides=slides)
+        return
+    walk.consume(node, (0, 1), (1, 0), slides=slides, parts=groups)
+    walk.produce(node, (1, 1), 1, also=bias, parts=groups)
+
+
+def _transpose_rewrite(view: CutView, node: Node) -> Rewrites:
+    """As of a convolution; here each channel of a depthwise one has a place along axis 0 of the weight."""
+    groups, num_channels = node.attributes.get("group", 1), view.shape_now(node.inputs[0])[1]
+    depthwise = groups > 1 and view.shape(node.inputs[1])[0] == groups
+    return {"group": [num_channels]} if depthwise and num_channels != groups else {}
 
 
 def _transpose_macs(node: Node, shapes: Shapes) -> int:
@@ -128,6 +137,7 @@ register(
         run=_transpose,
         channels=_transpose_channels,
         macs=_transpose_macs,
+        rewrite=_transpose_rewrite,
         weights=(1, 2),
     )
 )
