@@ -72,7 +72,7 @@ class Walker:
         if not kind.startswith("aten::"):
             raise Unsupported("is not supported")
         result = self._aten(node, kind.removeprefix("aten::"), args)
-        return [result] if node.outputsSize() == 1 else list(result)
+        return [result] if node.outputsSize() == 1 else list(result) if node.outputsSize() else []
 
     def _branch(self, node: Any) -> Sequence[Value]:
         condition = self._decided(self._env[next(node.inputs()).unique()])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import nn
 from torch.nn import functional
@@ -264,6 +266,21 @@ class Loops(nn.Module):
             if turn % 2 == 0:
                 x = x + made[turn % 3] * turn
         return torch.cat(made, -1), x
+
+
+@listed
+class Containers(nn.Module):
+    """Operators that return nothing: warnings, and changes of lists and dicts."""
+
+    shape = SEQUENCE
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        warnings.warn("this network is old", stacklevel=2)
+        parts, named = [x * 2], {"first": x + 1}
+        parts.insert(0, x - 1)
+        parts.extend([x.relu(), x.abs()])
+        named["last"] = torch.cat(parts, 1)
+        return named["first"], named["last"]
 
 
 @listed
