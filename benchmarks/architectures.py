@@ -1,6 +1,10 @@
-"""Three networks in plain torch, for benchmarks that must not need torchvision or transformers."""
+"""Networks in plain torch, for benchmarks that must not need torchvision or transformers."""
 
 from __future__ import annotations
+
+import copy
+import warnings
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -137,3 +141,22 @@ class Tagger(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.lstm(x)[0])
+
+
+def write_onnx(net: nn.Module, sample: tuple[Tensor, ...], path: Path, *, folded: bool) -> None:
+    """As torch's exporter writes it, with a free batch; `folded`: without BatchNorm, weights turned as MatMul wants them."""
+    names = ["x", "mask"][: len(sample)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            copy.deepcopy(net),
+            sample,
+            str(path),
+            dynamo=False,
+            opset_version=17,
+            input_names=names,
+            output_names=["y"],
+            dynamic_axes={name: {0: "batch"} for name in [*names, "y"]},
+            do_constant_folding=folded,
+            training=torch.onnx.TrainingMode.EVAL if folded else torch.onnx.TrainingMode.PRESERVE,
+        )
