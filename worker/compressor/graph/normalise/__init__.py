@@ -10,6 +10,7 @@
 8. `functions`: local functions are written out where they are called.
 9. `branches`: an If whose condition is known goes; the branch that it takes stays. These two come first, so that the
    others see all nodes.
+10. `whole_numbers`: Cast of a constant to whole numbers becomes an initializer.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from worker.compressor.graph.normalise import (
     shared_vectors,
     stale_shapes,
     states,
+    whole_numbers,
 )
 
 
@@ -40,6 +42,7 @@ def normalise(model: ir.Model) -> Network:
     listed_inputs.apply(model)
     branches.apply(model)
     constants.apply(model)
+    whole_numbers.apply(model)
     filled.apply(model)
     stale_shapes.apply(model)
     states.apply(model)

@@ -115,3 +115,27 @@ def test_case_6_copies_that_differ_are_written_apart(tmp_path):
     write_onnx(network, tmp_path / "again.onnx")
     assert difference(run(network, X)["y"], reference(tmp_path / "again.onnx", X)[0]) < 2e-6
     assert count(network, {"x": (1, 4)}).num_params == 8
+
+
+def test_case_10_sizes_that_are_cast_from_floats_are_followed(tmp_path):
+    nodes = [
+        helper.make_node("Cast", ["sizes"], ["short"], to=TensorProto.INT32),
+        helper.make_node("Cast", ["short"], ["long"], to=TensorProto.INT64),
+        helper.make_node("Reshape", ["x", "long"], ["h"]),
+        helper.make_node("MatMul", ["h", "w"], ["m"], name="mm"),
+        helper.make_node("Reshape", ["m", "long"], ["y"]),
+    ]
+    network = load(nodes, tmp_path, {"sizes": np.array([-1, 4.0], np.float32), "w": array(4, 4)})
+    assert [node.op for node in network.nodes] == ["Reshape", "MatMul", "Reshape"]
+    assert network.tensors["long"].tolist() == [-1, 4]
+
+
+def test_case_10_casts_of_data_and_to_floats_stay(tmp_path):
+    nodes = [
+        helper.make_node("Cast", ["w"], ["wide"], to=TensorProto.FLOAT),
+        helper.make_node("MatMul", ["x", "wide"], ["m"], name="mm"),
+        helper.make_node("Cast", ["m"], ["whole"], to=TensorProto.INT64),
+        helper.make_node("Cast", ["whole"], ["y"], to=TensorProto.FLOAT),
+    ]
+    network = load(nodes, tmp_path, {"w": array(4, 4).astype(np.float16)})
+    assert [node.op for node in network.nodes] == ["Cast", "MatMul", "Cast", "Cast"]
