@@ -1,7 +1,7 @@
 """What the networks of a corpus take: a small table by file name, and samples made from it.
 
-A row is `{name, dtype, shape, values}`: `shape` with names for free axes (`SIZES` says how long they are), `values` one of
-`normal`, `uniform`, `[low, high]` (whole numbers below `high`) or `ones`; `{name, value}` is an argument that is no tensor.
+A row is `{name, dtype, shape, values}`: `shape` with names for free axes, `values` one of `normal`, `uniform`, `strokes`,
+`[low, high]` (whole numbers below `high`) or `ones`; `{name, value}` is an argument that is no tensor.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ def _words(length: int = 32, high: int = 20000) -> Rows:
 INPUTS: dict[str, Rows] = {
     "light_*": _picture(224),
     "ch_ppocr_mobile_v2.0_cls_infer.onnx": [_row("x", ["batch", 3, 48, 192])],
-    "ch_PP-OCRv4_det_infer.onnx": _picture(96),
+    # It answers noise with about 1e-5, where onnxruntime's own sigmoid is off by a percent from one run to another.
+    "ch_PP-OCRv4_det_infer.onnx": _picture(96, values="strokes"),
     "open-nsfw.onnx": [_row("input:0", ["batch", 224, 224, 3], "uniform", scale=255.0)],
     "model.onnx": [_row("bytes", ["batch", 2048], [0, 256], "int32")],
     "dnsmos_model_v8.onnx": [_row("input_1", ["batch", 900, 120])],
@@ -116,8 +117,24 @@ def _samples(row: dict[str, Any], shape: list[int], rng: np.random.Generator) ->
         return np.ones(shape, dtype)
     if isinstance(values, list):
         return rng.integers(values[0], values[1], shape).astype(dtype)
+    if values == "strokes":
+        return _strokes(shape, rng).astype(dtype)
     made = rng.standard_normal(shape) if values == "normal" else rng.random(shape)
     return np.asarray(made * row["scale"]).astype(dtype)
+
+
+def _strokes(shape: list[int], rng: np.random.Generator) -> np.ndarray:
+    """(N, C, H, W) pictures of lines of dark upright strokes: what a network that looks for text finds."""
+    rows, columns = shape[2:]
+    pictures = 1 + 0.05 * rng.standard_normal(shape)
+    for picture in pictures:
+        for top in range(rows // 8, rows - rows // 8, rows // 4):
+            left = int(rng.integers(0, columns // 8))
+            while left < columns - columns // 8:
+                width, height = int(rng.integers(2, 5)), int(rng.integers(6, 12))
+                picture[:, top : top + height, left : left + width] -= 2
+                left += width + int(rng.integers(2, 5))
+    return pictures
 
 
 def give_random_weights(file: Path, folder: Path) -> Path:

@@ -32,7 +32,8 @@ TEXT = """# Coverage
 One row for each network and form, made by `benchmarks/coverage.py` from a folder of networks that are not part of this repository.
 
 - **imports**: seconds from the file to its description, or the code with which it is refused at upload (below, with the reason).
-- **parity before**: largest difference to onnxruntime (ONNX) or to the module itself, relative to the largest output.
+- **parity before**: largest difference to onnxruntime (ONNX) or to the module itself, relative to the largest output (to 1 where
+  a Sigmoid or Softmax writes it: onnxruntime rounds those as numbers about 1, however small they are).
 - **trains**: loss on random targets, first step → best of the last three of {steps} with Adam, in the training view.
 - **MACs left**: of the MACs in layers that write no model output, what is left when every group keeps one unit per block.
 - **units**: units that can be decided on by themselves, per channel, in the layer that has the fewest.

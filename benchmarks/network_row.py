@@ -34,7 +34,7 @@ from worker.compressor.graph.exporters.torchscript import write_torchscript
 from worker.compressor.graph.importers import import_model, load_graph, load_module
 from worker.compressor.graph.network import Network
 from worker.compressor.graph.operator import operator_of
-from worker.compressor.graph.proof import prove
+from worker.compressor.graph.proof import SATURATING, prove
 from worker.compressor.graph.surgery import cut, masked
 
 FORMATS = {".onnx": "onnx", ".pt": "torchscript", ".jit": "torchscript", ".pt2": "exported_program"}
@@ -97,7 +97,7 @@ class Subject:
 
     def compare_before(self) -> dict[str, Any]:
         """Our evaluation against the uploaded file in its own runtime."""
-        return {"parity_before": _error(self._reference(), list(run(self.network, self._named()).values()))}
+        return {"parity_before": self._error(self._reference(), list(run(self.network, self._named()).values()))}
 
     def train(self) -> dict[str, Any]:
         """Steps of Adam towards random targets: does the loss fall, and does every weight have a gradient?"""
@@ -170,7 +170,7 @@ class Subject:
             written, whole = self.folder / "cut.onnx", self.folder / "masked.onnx"
             write_onnx(result.network, written)
             write_onnx(masked(self.network, self.analysis, result.kept), whole)
-            outside = _error(_run_onnx(whole, self._named()), _run_onnx(written, self._named()))
+            outside = self._error(_run_onnx(whole, self._named()), _run_onnx(written, self._named()))
             found[str(removed)] = {
                 "error": proof.error,
                 "control": proof.control,
@@ -185,7 +185,7 @@ class Subject:
         written = self.folder / "half.onnx"
         write_onnx(self.half, written)
         made = list(run(self.half, self._named()).values())
-        return {"parity_after": _error(_run_onnx(written, self._named()), made)}
+        return {"parity_after": self._error(_run_onnx(written, self._named()), made)}
 
     def write_torchscript(self) -> dict[str, Any]:
         """The TorchScript form of the cut network, loaded again."""
@@ -193,7 +193,7 @@ class Subject:
         write_torchscript(self.half, written)
         with torch.no_grad():
             answers = torch.jit.load(str(written))(*(torch.from_numpy(np.asarray(x)) for x in self._named().values()))
-        return {"torchscript": _error(list(run(self.half, self._named()).values()), _flat(answers))}
+        return {"torchscript": self._error(list(run(self.half, self._named()).values()), _flat(answers))}
 
     def write_program(self) -> dict[str, Any]:
         """The `.pt2` form of the cut network, loaded again."""
@@ -202,7 +202,7 @@ class Subject:
         loaded = torch.export.load(str(written)).module()
         with torch.no_grad():
             answers = loaded(*(torch.from_numpy(np.asarray(x)) for x in self._named().values()))
-        return {"program": _error(list(run(self.half, self._named()).values()), _flat(answers))}
+        return {"program": self._error(list(run(self.half, self._named()).values()), _flat(answers))}
 
     def _kept(self, share: float, analysis: Analysis, *, exact: bool = False) -> dict[int, np.ndarray]:
         """Random units, the same number in each block, one at least."""
@@ -218,6 +218,12 @@ class Subject:
 
     def _named(self) -> Feeds:
         return dict(zip([port.name for port in self.network.inputs], self.feeds.values(), strict=True))
+
+    def _error(self, wanted: list[np.ndarray], got: list[np.ndarray]) -> float:
+        """The largest difference of all outputs; those of a saturation are rounded as numbers about 1, however small."""
+        bounded = {output for node in self.network.nodes if node.op in SATURATING for output in node.outputs}
+        least = [1.0 if port.name in bounded else 1e-12 for port in self.network.outputs]
+        return max(map(_difference, wanted, got, least), default=0.0)
 
     def _reference(self) -> list[np.ndarray]:
         if self.format == "onnx":
@@ -290,18 +296,16 @@ def _flat(value: Any) -> list[np.ndarray]:
     return [array for part in parts for array in _flat(part)]
 
 
-def _error(wanted: list[np.ndarray], got: list[np.ndarray]) -> float:
-    """The largest difference relative to the largest element, over all outputs; infinite where a shape differs."""
-    worst = 0.0
-    for a, b in zip(wanted, got, strict=True):
-        if a.shape != b.shape:
-            return float("inf")
-        a, b = a.astype(np.float64), b.astype(np.float64)
-        same = (a == b) | (np.isnan(a) & np.isnan(b))
-        if a.size and not same.all():
-            worst = max(worst, float(np.abs(a - b)[~same].max() / max(np.abs(a[np.isfinite(a)]).max(initial=0), 1e-12)))
-            worst = float("inf") if worst != worst else worst
-    return worst
+def _difference(a: np.ndarray, b: np.ndarray, least: float) -> float:
+    """The largest difference relative to the largest element, which counts as `least` at least."""
+    if a.shape != b.shape:
+        return float("inf")
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    same = (a == b) | (np.isnan(a) & np.isnan(b))
+    if same.all():
+        return 0.0
+    found = float(np.abs(a - b)[~same].max() / max(np.abs(a[np.isfinite(a)]).max(initial=0), least))
+    return found if found == found else float("inf")
 
 
 def _spread(output: torch.Tensor) -> float:
