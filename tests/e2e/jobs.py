@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
 import httpx
 
 from examples import demo
+
+
+def upload(client: httpx.Client, path: Path, inputs: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+    """The model once it is ready, with a signature where the file has none."""
+    with path.open("rb") as stream:
+        fields = {"inputs": json.dumps(inputs)} if inputs else {}
+        row = client.post("/v1/models", files={"file": (path.name, stream)}, data=fields).raise_for_status().json()
+    row = client.get(f"/v1/models/{row['id']}", params={"wait": 60}).raise_for_status().json()
+    assert row["status"] == "ready", row["error"]
+    return row
 
 
 def run(client: httpx.Client, model: str, data: Path | None, spec: Any) -> dict[str, Any]:
