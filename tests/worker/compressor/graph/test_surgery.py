@@ -3,13 +3,14 @@
 import numpy as np
 import onnx
 import pytest
-from onnx import numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from tests.worker.compressor.graph import nets
 from worker.compressor.errors import GraphError
 from worker.compressor.graph.channels import analyse
 from worker.compressor.graph.counts import count
 from worker.compressor.graph.exporters.onnx import write_onnx
+from worker.compressor.graph.importers import import_model
 from worker.compressor.graph.surgery import cut, masked, take, weight_cuts, zero
 
 
@@ -114,6 +115,73 @@ class TestCut:
         group = next(group for group in analysis.groups if group.blocks is not None)
         with pytest.raises(GraphError, match="per block"):
             cut(network, analysis, {group.id: np.arange(group.num_units - 1)})
+
+
+WIDTH = [
+    helper.make_node("MatMul", ["x", "A"], ["h"], name="stream"),
+    helper.make_node("Shape", ["h"], ["shape"]),
+    helper.make_node("Gather", ["shape", "one"], ["width"], axis=0),
+    helper.make_node("Unsqueeze", ["width", "zero"], ["widths"]),
+]
+#: What reads a number that was computed from the width of `h`, and has nothing else to do with it.
+READERS = {
+    "Reshape": [
+        helper.make_node("Concat", ["free", "two", "widths"], ["sizes"], axis=0),
+        helper.make_node("Reshape", ["k", "sizes"], ["r"]),
+        helper.make_node("ReduceSum", ["r", "ones"], ["part"], keepdims=0),
+    ],
+    "Slice": [helper.make_node("Slice", ["k", "zero", "widths", "ones"], ["part"])],
+    "Split": [
+        helper.make_node("Concat", ["widths", "widths"], ["sizes"], axis=0),
+        helper.make_node("Split", ["k", "sizes"], ["part", "rest"], axis=1),
+    ],
+    "Expand": [
+        helper.make_node("Concat", ["ones", "widths"], ["sizes"], axis=0),
+        helper.make_node("ReduceSum", ["k", "ones"], ["total"]),
+        helper.make_node("Expand", ["total", "sizes"], ["part"]),
+    ],
+}
+
+
+def computed_width(reader, path):
+    """`y = x A B + part(x K) C`, where `part` takes or makes as many columns as A has."""
+    shapes = {"A": (6, 8), "K": (6, 16), "B": (8, 5), "C": (8, 5)}
+    arrays = {
+        name: np.random.default_rng(2).standard_normal(shape).astype(np.float32) for name, shape in shapes.items()
+    }
+    numbers = {
+        "one": np.array(1),
+        "zero": np.array([0]),
+        "ones": np.array([1]),
+        "free": np.array([-1]),
+        "two": np.array([2]),
+    }
+    nodes = [
+        *WIDTH,
+        helper.make_node("MatMul", ["x", "K"], ["k"], name="packed"),
+        *READERS[reader],
+        helper.make_node("MatMul", ["h", "B"], ["left"]),
+        helper.make_node("MatMul", ["part", "C"], ["right"]),
+        helper.make_node("Add", ["left", "right"], ["y"]),
+    ]
+    ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", size]) for name, size in (("x", 6), ("y", 5))]
+    tensors = [numpy_helper.from_array(array, name) for name, array in (arrays | numbers).items()]
+    graph = helper.make_graph(nodes, "g", ports[:1], ports[1:], tensors)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return import_model(path, "onnx", None)[0]
+
+
+class TestNumbersComputedFromAWidth:
+    @pytest.mark.parametrize("reader", READERS)
+    def test_stay_what_they_were_where_something_else_is_measured_by_them(self, reader, tmp_path):
+        path = tmp_path / "m.onnx"
+        network = computed_width(reader, path)
+        analysis = analyse(network, network.sample_shapes)
+        stream = next(group for group in analysis.groups if group.layers == ("stream",))
+        made = cut(network, analysis, {stream.id: [0, 3, 6]})
+        error, control = compare(path, made.network, made.weights, nets.samples(network), tmp_path)
+        assert error < 1e-5 and control > 1e-2
+        assert made.network.tensors["A"].shape == (6, 3) and made.network.tensors["K"].shape == (6, 16)
 
 
 class TestMasked:

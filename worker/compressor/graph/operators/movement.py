@@ -139,9 +139,8 @@ def _reshape_rewrite(view: CutView, node: Node) -> Rewrites:
     wanted = view.shape_wanted(node.outputs[0])
     if target is None or _resolved(view.shape_now(node.inputs[0]), target) == wanted:
         return {}
-    before = view.shape(node.outputs[0])
-    # -1 and 0 go on meaning the right thing; only lengths that were cut are written down
-    return {1: [size if target[a] > 0 and size != before[a] else None for a, size in enumerate(wanted)]}
+    # -1 and 0 go on meaning the right thing; written down are lengths that were cut, and those that were computed from one
+    return {1: [size if target[a] > 0 and size != target[a] else None for a, size in enumerate(wanted)]}
 
 
 def _resolved(shape: tuple[int, ...], target: list[int]) -> tuple[int, ...]:
@@ -151,17 +150,13 @@ def _resolved(shape: tuple[int, ...], target: list[int]) -> tuple[int, ...]:
 
 
 def _expand_rewrite(view: CutView, node: Node) -> Rewrites:
-    target = view.numbers_now(node, 1)
-    wanted, before = view.shape_wanted(node.outputs[0]), view.shape(node.outputs[0])
-    if target is None or wanted == before:
+    before, target, wanted = view.numbers(node, 1), view.numbers_now(node, 1), view.shape_wanted(node.outputs[0])
+    if before is None or target is None:
         return {}
-    offset = len(wanted) - len(target)
-    return {
-        1: [
-            wanted[offset + axis] if size != 1 and wanted[offset + axis] != before[offset + axis] else None
-            for axis, size in enumerate(target)
-        ]
-    }
+    aligned = zip(before, target, wanted[len(wanted) - len(target) :], strict=True)
+    # a 1 goes on keeping what the tensor has
+    sizes = [None if old == 1 or now == size else size for old, now, size in aligned]
+    return {1: sizes} if any(size is not None for size in sizes) else {}
 
 
 register(

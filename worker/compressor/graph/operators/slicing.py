@@ -136,7 +136,9 @@ def _slicing(numbers: Callable[[int], list[int] | None], node: Node) -> tuple[li
 
 def _slice_rewrite(view: CutView, node: Node) -> Rewrites:
     starts, axes, steps = _slicing(lambda slot: view.numbers(node, slot), node)
-    ends = node.attributes["ends"] if node.since_version < 10 else view.numbers(node, 2)
+    given = node.since_version >= 10
+    ends = view.numbers(node, 2) if given else node.attributes["ends"]
+    starts_now, ends_now = (view.numbers_now(node, 1), view.numbers_now(node, 2)) if given else (starts, ends)
     new_starts: list[int | None] = [None] * len(starts)
     new_ends: list[int | None] = [None] * len(starts)
     before, rank = view.shape(node.inputs[0]), len(view.shape(node.inputs[0]))
@@ -145,15 +147,18 @@ def _slice_rewrite(view: CutView, node: Node) -> Rewrites:
         if step > 0 and view.shape_now(node.inputs[0])[axis] != before[axis]:
             now = view.positions(node.inputs[0], axis, range(before[axis])[start:end:step])
             new_starts[index], new_ends[index] = now[0], now[-1] + 1
+        elif starts_now and ends_now and (starts_now[index], ends_now[index]) != (start, end):
+            new_starts[index], new_ends[index] = start, end  # computed from a length that was cut
     if all(start is None for start in new_starts):
         return {}
-    return {1: new_starts, 2: new_ends} if node.since_version >= 10 else {"starts": new_starts, "ends": new_ends}
+    return {1: new_starts, 2: new_ends} if given else {"starts": new_starts, "ends": new_ends}
 
 
 def _split_rewrite(view: CutView, node: Node) -> Rewrites:
     source, axis = node.inputs[0], node.attributes.get("axis", 0)
     axis %= len(view.shape(source))
-    if view.shape_now(source)[axis] == view.shape(source)[axis]:
+    is_whole = view.shape_now(source)[axis] == view.shape(source)[axis]
+    if is_whole and view.numbers_now(node, 1) == view.numbers(node, 1):
         return {}
     sizes = [view.shape_wanted(name)[axis] for name in node.outputs]
     return {"split" if node.since_version < 13 else 1: sizes}
