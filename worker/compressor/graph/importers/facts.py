@@ -8,7 +8,7 @@ from typing import Any
 
 from worker.compressor.graph.importers.stored import StoredModel
 from worker.compressor.graph.network import Network, Origin
-from worker.compressor.graph.normalise import listed_inputs
+from worker.compressor.graph.normalise import listed_inputs, shared_vectors
 
 
 def write_facts(network: Network) -> dict[str, Any]:
@@ -43,7 +43,9 @@ def read_facts(path: Path, facts: Mapping[str, Any]) -> Network:
     }
     shapes = {name: tuple(shape) for name, shape in facts.get("sample_shapes", {}).items()}
     layers, structure = facts.get("layers"), facts.get("structure")
-    return Network(graph, tensors, origins=origins, layers=layers, sample_shapes=shapes, structure=structure)
+    network = Network(graph, tensors, origins=origins, layers=layers, sample_shapes=shapes, structure=structure)
+    shared_vectors.apply(network)  # equal copies are written as one
+    return network
 
 
 def _names(nodes: list[str] | None) -> tuple[str, ...] | None:

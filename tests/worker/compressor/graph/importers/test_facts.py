@@ -4,6 +4,7 @@ import onnx
 from onnx import helper
 
 from tests.worker.compressor.graph import nets
+from worker.compressor.graph.channels import analyse
 from worker.compressor.graph.exporters.onnx import write_onnx
 from worker.compressor.graph.importers import import_model, load_graph
 
@@ -20,3 +21,13 @@ def test_a_file_that_lists_its_weights_among_the_inputs_comes_back_with_the_true
     assert len(onnx.load(tmp_path / "graph.onnx").graph.input) > 1
     assert load_graph(tmp_path / "graph.onnx", facts).inputs == network.inputs
     assert len(network.inputs) == 1
+
+
+def test_layers_whose_biases_happen_to_be_equal_stay_independent(tmp_path):
+    network, path = nets.load(nets.Shared, tmp_path)
+    _, facts = import_model(path, "onnx", None)
+    write_onnx(network, tmp_path / "graph.onnx")
+    again = load_graph(tmp_path / "graph.onnx", facts)
+    before, after = (analyse(net, net.sample_shapes) for net in (network, again))
+    assert [group.layers for group in after.groups] == [group.layers for group in before.groups]
+    assert {origin.source for origin in again.origins.values()} == {o.source for o in network.origins.values()}
