@@ -107,7 +107,7 @@ def evaluate(node: Node, env: Mapping[str, Any], network: Network, **options: An
         return network.tensors.get(name) if value is None else None
 
     given = [known(name) if name else None for name in node.inputs]
-    if operator.known is not None and _is_arithmetic(node, given, env) and _is_steered(operator, given):
+    if operator.known is not None and _is_arithmetic(operator, node, given, env) and _is_steered(operator, given):
         result = operator.known(node, [array for array in given if array is not None])
         if result is not None:
             return tuple(map(_numbers, result)) if isinstance(result, tuple) else (_numbers(result),)
@@ -121,13 +121,15 @@ def evaluate(node: Node, env: Mapping[str, Any], network: Network, **options: An
     return outcome if isinstance(outcome, tuple) else (outcome,)
 
 
-def _is_arithmetic(node: Node, given: list[np.ndarray | None], env: Mapping[str, Any]) -> bool:
+def _is_arithmetic(operator: Operator, node: Node, given: list[np.ndarray | None], env: Mapping[str, Any]) -> bool:
     """Whether the node computes with known numbers alone, so that Python does it and no tensor is made."""
     present = [array for name, array in zip(node.inputs, given, strict=True) if name]
     if any(array is None or array.size > _MOST_KNOWN for array in present):
         return False
     whole = all(array is not None and array.dtype.kind in "iubO" for array in present)
-    return whole or any(isinstance(env.get(name), np.ndarray) for name in node.inputs)
+    # axes and sizes do not make a number of what they move: a class token that is expanded to the batch is a weight
+    data = [name for slot, name in enumerate(node.inputs) if operator.data is None or slot in operator.data]
+    return whole or any(isinstance(env.get(name), np.ndarray) for name in data)
 
 
 def _is_steered(operator: Operator, given: list[np.ndarray | None]) -> bool:

@@ -191,8 +191,7 @@ class Labels(ABC):
                 found = self._merge(found, layer)
         found += [layer for name in names for layer in self._spanned(node, name, rank)]
         for name in names:
-            for layer in found:
-                self._face(node, layer, name, rank)
+            found = [layer for layer in found if self._face(node, layer, name, rank)]
             if name in self._derived:
                 for layer in self._layers(name):
                     self._mark(node, "follows", layer.array)
@@ -361,25 +360,30 @@ class Labels(ABC):
                 return [*found[:index], both, *found[index + 1 :]]
         return [*found, layer]
 
-    def _face(self, node: Node, layer: Layer, name: str, rank: int) -> None:
-        """What another input has at the places of a layer: the same labels, entries of a constant, or nothing."""
+    def _face(self, node: Node, layer: Layer, name: str, rank: int) -> bool:
+        """What another input has at the places of a layer: the same labels, entries of a constant, or nothing.
+
+        False: its channels have to stay, so there is nothing to say of them from here on.
+        """
         shape = (1,) * (rank - len(self.shape(name))) + self.shape(name)
         axes = [axis for axis in layer.axes if shape[axis] > 1]
         if not axes or any(set(layer.axes) & set(raised(own, rank).axes) for own in self._layers(name)):
-            return
+            return True
         if name not in self.network.tensors:
-            if layer.narrowed in axes:  # along the blocks nothing is cut
-                self._pin(layer.array, f"{node.op} '{node.name}' combines them with '{name}', which is not narrowed")
-            return
+            if layer.narrowed not in axes:  # along the blocks nothing is cut
+                return True
+            self._pin(layer.array, f"{node.op} '{node.name}' combines them with '{name}', which is not narrowed")
+            return False
         offset = rank - self.network.tensors[name].ndim
         rows = rows_of(layer, shape, offset)
         if rows is not None:
             self._mark(node, "follows", self._align(name, layer.narrowed - offset, rows))
-            return
+            return True
         for axis in axes:
             line = self._settled(layer, off=set(layer.axes) - {axis}).line()
             own = self._align(name, axis - offset, line)
             self._mark(node, "follows", own)
+        return True
 
 
 def rows_of(layer: Layer, shape: Sequence[int], offset: int) -> np.ndarray | None:

@@ -106,6 +106,44 @@ class Chunked(Fused):
         return torch.softmax(q @ k.transpose(-2, -1) / math.sqrt(self.inner), -1) @ v
 
 
+class Biased(Fused):
+    """A bias for each head and distance, gathered from a table and added to the scores (arXiv 2103.14030)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(11, self.num_heads))
+        places = torch.arange(6)
+        self.register_buffer("distance", (places[:, None] - places[None] + 5).flatten())
+
+    def attend(self, x: torch.Tensor) -> torch.Tensor:
+        n, length, _ = x.shape
+        q, k, v = self.qkv(x).reshape(n, length, 3, self.num_heads, self.inner).permute(2, 0, 3, 1, 4)
+        bias = self.table[self.distance].view(6, 6, -1).permute(2, 0, 1)[None]
+        return torch.softmax(q @ k.transpose(-2, -1) / math.sqrt(self.inner) + bias, -1) @ v
+
+
+class ClassToken(Fused):
+    """A learned token before the others, as in ViT (arXiv 2010.11929); the width of a head is computed from its input's."""
+
+    inner = 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.randn(1, 1, self.width))
+
+    def attend(self, x: torch.Tensor) -> torch.Tensor:
+        n, length, width = x.shape
+        q, k, v = self.qkv(x).reshape(n, length, 3, self.num_heads, width // self.num_heads).permute(2, 0, 3, 1, 4)
+        return torch.softmax(q @ k.transpose(-2, -1) / math.sqrt(self.inner), -1) @ v
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.embed(x)
+        x = torch.cat([self.token.expand(x.size(0), -1, -1), x], 1)
+        x = x + self.o(self.attend(x).transpose(1, 2).flatten(2))
+        x = x + self.down(functional.gelu(self.up(x)))
+        return self.head(x[:, 0])
+
+
 class Positive(Heads):
     """Linear attention (arXiv 2006.16236): keys go through elu + 1, which is never zero, so a cut there is inexact."""
 
@@ -129,5 +167,5 @@ class Normed(Heads):
         return super().attend(self.norm(x))
 
 
-EXACT = [Heads, SharedKeys, OneKey, Rotary, Fused, Chunked]
+EXACT = [Heads, SharedKeys, OneKey, Rotary, Fused, Chunked, Biased, ClassToken]
 ALL = [*EXACT, Positive, Normed]

@@ -44,6 +44,12 @@ class TestAttention:
         assert groups["/q/MatMul", "/k/MatMul"].num_units == 16
         assert groups_of(attention_nets.OneKey, tmp_path)["/q/MatMul", "/k/MatMul"].num_units == 8
 
+    @pytest.mark.parametrize("kind", [attention_nets.Biased, attention_nets.ClassToken], ids=lambda kind: kind.__name__)
+    def test_queries_keys_values_and_the_residual_stream_are_narrowed(self, kind, tmp_path):
+        groups = groups_of(kind, tmp_path)
+        inner = kind.num_heads * kind.inner
+        assert sorted(group.num_units for group in groups.values()) == sorted([kind.width, 2 * inner, 24])
+
     def test_what_is_never_zero_is_inexact(self, tmp_path):
         group = groups_of(attention_nets.Positive, tmp_path)["/q/MatMul", "/k/MatMul"]
         assert not group.exact and "never zero" in group.inexact_because

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -135,28 +134,25 @@ def _expand_known(node: Node, arrays: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _reshape_rewrite(view: CutView, node: Node) -> Rewrites:
-    target = view.numbers_now(node, 1)
-    wanted = view.shape_wanted(node.outputs[0])
-    if target is None or _resolved(view.shape_now(node.inputs[0]), target) == wanted:
-        return {}
-    # -1 and 0 go on meaning the right thing; written down are lengths that were cut, and those that were computed from one
-    return {1: [size if target[a] > 0 and size != target[a] else None for a, size in enumerate(wanted)]}
-
-
-def _resolved(shape: tuple[int, ...], target: list[int]) -> tuple[int, ...]:
-    sizes = [shape[axis] if size == 0 else size for axis, size in enumerate(target)]
-    rest = math.prod(size for size in sizes if size > 0)
-    return tuple(math.prod(shape) // rest if size == -1 else size for size in sizes)
+    # -1 and 0 go on meaning the right thing
+    return _lengths(view, node, lambda size: size > 0)
 
 
 def _expand_rewrite(view: CutView, node: Node) -> Rewrites:
-    before, target, wanted = view.numbers(node, 1), view.numbers_now(node, 1), view.shape_wanted(node.outputs[0])
-    if before is None or target is None:
+    return _lengths(view, node, lambda size: size > 1)
+
+
+def _lengths(view: CutView, node: Node, is_length: Callable[[int], bool]) -> Rewrites:
+    """The lengths that a cut has made wrong: their axis was cut, or they are computed from an axis that was."""
+    meant, target = view.numbers(node, 1), view.numbers_now(node, 1)
+    if meant is None or target is None:
         return {}
-    aligned = zip(before, target, wanted[len(wanted) - len(target) :], strict=True)
-    # a 1 goes on keeping what the tensor has
-    sizes = [None if old == 1 or now == size else size for old, now, size in aligned]
-    return {1: sizes} if any(size is not None for size in sizes) else {}
+    wanted = view.shape_wanted(node.outputs[0])[-len(meant) :] if meant else ()
+    numbers = [
+        length if is_length(before) and now != length else None
+        for before, now, length in zip(meant, target, wanted, strict=True)
+    ]
+    return {} if all(number is None for number in numbers) else {1: numbers}
 
 
 register(
