@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -20,7 +21,7 @@ from worker.compressor.evaluation.footprint import affordable
 from worker.compressor.evaluation.judge import Judge, module_runner
 from worker.compressor.evaluation.original import Original
 from worker.compressor.evaluation.reopened import job_dataset
-from worker.compressor.graph.batch import free_batch, has_free_batch
+from worker.compressor.graph.batch import fixed_batch, free_batch, has_free_batch, in_pieces
 from worker.compressor.graph.counts import Counts, count
 from worker.compressor.graph.executor import to_module
 from worker.compressor.graph.importers import load_graph
@@ -59,6 +60,7 @@ class Job:
     checkpoints: Checkpoints
     proven: Proven = field(default_factory=Proven)
     baseline: dict[str, Any] = field(default_factory=dict)
+    _views: WeakKeyDictionary[Network, Network | None] = field(default_factory=WeakKeyDictionary)
 
     @property
     def task(self) -> str:
@@ -70,22 +72,18 @@ class Job:
 
         It is `network` itself where nothing had to be changed; `taken_back` brings weights from a view to their network.
         """
-        wide = in_float32(network)
-        return wide if has_free_batch(wide) else free_batch(wide)
+        if network not in self._views:
+            wide = in_float32(network)
+            self._views[network] = wide if has_free_batch(wide) else free_batch(wide)
+        return self._views[network]
 
     def runner(self, network: Network) -> Callable[[tuple[np.ndarray, ...]], tuple[np.ndarray, ...]]:
-        """The network in inference on numpy batches: all rows at once, or one by one where its batch is fixed."""
+        """The network in inference on numpy batches: all rows at once, or in pieces where its batch is fixed for good."""
         view = self.view(network)
         module = to_module(view or in_float32(network), trainable=False).eval().to(self.context.device)
-        run = module_runner(module, self.context.device)
-        if view is not None:
-            return run
-
-        def run_each(feeds: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
-            rows = [run(tuple(feed[i : i + 1] for feed in feeds)) for i in range(len(feeds[0]))]
-            return tuple(np.concatenate(column) for column in zip(*rows, strict=True))
-
-        return run_each
+        size = fixed_batch(network)
+        call = module if view is not None or size is None else in_pieces(module, size)
+        return module_runner(call, self.context.device)
 
     def judge(self) -> Judge:
         """What chooses between networks on the way."""

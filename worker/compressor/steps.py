@@ -12,9 +12,9 @@ from app.spec.schema import Distill, Finetune, Prune
 from worker.compressor.distillation.objective import Objective, output_kind
 from worker.compressor.distillation.students import STUDENTS
 from worker.compressor.distillation.trainer import Hooks, Plan, Trained, Trainer
-from worker.compressor.errors import CompressorError, GraphError
+from worker.compressor.errors import GraphError
 from worker.compressor.evaluation.footprint import affordable
-from worker.compressor.graph.batch import has_free_batch
+from worker.compressor.graph.batch import fixed_batch, has_free_batch
 from worker.compressor.graph.batchnorm import fold_batchnorm, insert_batchnorm, with_biases
 from worker.compressor.graph.executor import to_module, write_back
 from worker.compressor.graph.network import Network
@@ -66,7 +66,8 @@ def _proven_cut(job: Job, step: int, options: Prune, ceilings: dict[str, int]) -
 
     The proof is about the exact groups; what a normalisation over the cut axis makes of the others is for the recovery.
     """
-    feeds = job.feeds(job.data.val, _affordable(job, PROOF_SAMPLES, 3) if has_free_batch(job.network) else 1, _PROOF)
+    rows = fixed_batch(job.network) or 1
+    feeds = job.feeds(job.data.val, _affordable(job, PROOF_SAMPLES, 3) if has_free_batch(job.network) else rows, _PROOF)
     structure, refused = STRUCTURES.get(options.structure)(), dict[int, str]()
     while True:
         rng = job.context.rng(step)
@@ -119,7 +120,9 @@ def recover(job: Job, step: int, options: Prune) -> None:
             context.warn("there is no data set, so the cut network was not repaired: recovery needs samples")
             return
         if original is None or network is None:
-            context.warn("the network takes one sample at a time and cannot be freed from it, so it was not repaired")
+            context.warn(
+                "the file fixes the number of samples and cannot be freed from it, so the cut network was not repaired"
+            )
             return
         feeds = job.feeds(job.data.train, _affordable(job, recovery.samples, 2), _RECOVERY + step)
         fitted, repair = reconstruct(
@@ -138,11 +141,7 @@ def recover(job: Job, step: int, options: Prune) -> None:
 
 
 def train(job: Job, step: int, options: Distill | Finetune) -> None:
-    """Distill from the original, or fine-tune on labels; the network is never worse for it.
-
-    Raises:
-        CompressorError: `fixed_batch` where the network cannot be trained on batches.
-    """
+    """Distill from the original, or fine-tune on labels; the network is never worse for it."""
     context, name = job.context, options.__class__.__name__.lower()
     with context.stage(name) as stage:
         start = job.network.copy()
@@ -154,7 +153,9 @@ def train(job: Job, step: int, options: Distill | Finetune) -> None:
             rows = len(job.data.train)
             context.warn(f"batch_size {options.batch_size} is more than the {rows} training rows, and was clipped")
         modes = {"auto": (False, True), "keep": (False,), "insert": (True,)}[options.normalisation]
-        if not _has_room_for_batchnorm(start):
+        if job.view(start) is None:
+            context.warn(_told_fixed(start))
+        if job.view(start) is None or not _has_room_for_batchnorm(start):
             modes = (False,)
         for insert in modes:
             trained, made = _train_once(job, step, options, start, insert)
@@ -174,10 +175,8 @@ def _train_once(
 ) -> tuple[Trained, Network]:
     """Train a copy of `start`; `insert` puts BatchNorm in where there is none and folds it back at the end."""
     start = with_biases(start) if insert else start
-    context, view = job.context, job.view(start)
-    if view is None:
-        detail = "the network takes one sample at a time and cannot be freed from it, so it cannot be trained"
-        raise CompressorError(detail, code="fixed_batch", hint="export it with a free batch axis", error_class="user")
+    context, freed = job.context, job.view(start)
+    view = in_float32(start) if freed is None else freed
     if insert:
         view = insert_batchnorm(view, job.feeds(job.data.train, _affordable(job, KIND_SAMPLES, 1), _STATISTICS))
     module = to_module(view)
@@ -193,7 +192,14 @@ def _train_once(
         job.answers,
         _objective(job, options),
         job.judge(),
-        Plan(options.epochs, options.batch_size, options.optimizer, context.spec.seed, step),
+        Plan(
+            options.epochs,
+            options.batch_size,
+            options.optimizer,
+            context.spec.seed,
+            step,
+            None if freed is not None else fixed_batch(start),
+        ),
         Hooks(
             lambda share: context.progress(TEACHER_SHARE + (1 - TEACHER_SHARE) * share),
             context.metric,
@@ -204,6 +210,14 @@ def _train_once(
     )
     trained = trainer.train(job.checkpoints.training(step, insert))
     return trained, taken(module)
+
+
+def _told_fixed(network: Network) -> str:
+    size = fixed_batch(network)
+    return (
+        f"the file takes {size} sample{'' if size == 1 else 's'} at a time and cannot be freed from it, so it was "
+        "trained that way, which is slower: export it with a free batch axis"
+    )
 
 
 def _has_room_for_batchnorm(network: Network) -> bool:

@@ -15,6 +15,7 @@ from tests.worker.compressor.networks import (
     export,
     export_fixed,
     inspected,
+    mix_samples,
     pictures,
     sha256,
     trained,
@@ -167,6 +168,21 @@ class TestSuccess:
         assert session.get_inputs()[0].shape == [1, 1, 8, 8]
         assert outcome["result"]["compressed"]["accuracy"] > 0.8 and max(outcome["result"]["parity"].values()) < 1e-4
         assert [row["batch"] for row in outcome["result"]["compressed"]["latency_ms"]] == [1]
+
+    @pytest.mark.parametrize(("name", "size"), [("three", 3), ("mixed", 3)])
+    def test_a_fixed_batch_above_one_is_trained_and_stays(self, name, size, files, tmp_path):
+        """Where the samples are independent, at any batch; where they are not, at the file's own, with a warning."""
+        export_fixed(trained(), tmp_path, name, size)
+        if name == "mixed":
+            mix_samples(tmp_path / "mixed.onnx")
+        spec = SPEC | {"steps": [PRUNE, {"distill": {"epochs": 1, "batch_size": 40}}], "outputs": ["onnx"]}
+        attempt, outcome = compressed(tmp_path, tmp_path / f"{name}.onnx", files / "labelled.npz", spec)
+        assert outcome["status"] == "succeeded", outcome
+        session = onnxruntime.InferenceSession(str(artifact(attempt, "model.onnx")), providers=["CPUExecutionProvider"])
+        assert session.get_inputs()[0].shape == [size, 1, 8, 8]
+        assert outcome["result"]["compressed"]["accuracy"] > 0.8
+        told = [warning for warning in outcome["warnings"] if "3 samples at a time" in warning]
+        assert len(told) == (name == "mixed")
 
     def test_normalisation_is_put_in_and_folded_back(self, files, tmp_path):
         steps = [PRUNE, {"distill": {"epochs": 2, "batch_size": 40, "normalisation": "insert"}}]

@@ -28,6 +28,7 @@ from worker.compressor.distillation.schedule import learning_rate
 from worker.compressor.evaluation.judge import Score, module_runner
 from worker.compressor.evaluation.original import Original
 from worker.compressor.evaluation.runtime import Feeds, Outputs
+from worker.compressor.graph.batch import Call, in_pieces
 from worker.compressor.graph.evaluation import shared_tensor
 from worker.compressor.outcome import keep_whole
 
@@ -37,13 +38,18 @@ REPORT_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class Plan:
-    """What to train with. `stream` tells apart the steps of a job that share its seed."""
+    """What to train with. `stream` tells apart the steps of a job that share its seed.
+
+    `rows_at_once`: the only number of rows that the network takes, where its batch is fixed for good. It goes through a
+    batch in pieces then, and its normalisations keep their statistics.
+    """
 
     epochs: int
     batch_size: int
     optimizer: Optimizer
     seed: int
     stream: int
+    rows_at_once: int | None = None
 
 
 @dataclass
@@ -83,6 +89,7 @@ class Trainer:
         device: torch.device,
     ) -> None:
         self.module = fast_layout(module, device)
+        self._call: Call = self.module if plan.rows_at_once is None else in_pieces(self.module, plan.rows_at_once)
         self._rows, self._original, self._objective = rows, original, objective
         self._judge, self._plan, self._hooks, self._device = judge, plan, hooks, device
         self._batch = min(plan.batch_size, len(rows))
@@ -110,7 +117,7 @@ class Trainer:
 
     def _epoch(self, state: _State) -> None:
         order = np.random.default_rng([self._plan.seed, self._plan.stream, state.epoch]).permutation(len(self._rows))
-        self.module.train()
+        self.module.train(self._plan.rows_at_once is None)
         losses = []
         for step in range(self._steps_per_epoch):
             positions = order[step * self._batch : (step + 1) * self._batch]
@@ -138,7 +145,7 @@ class Trainer:
             total = self._plan.epochs * self._steps_per_epoch
             group["lr"] = learning_rate(step, total, self._plan.optimizer.lr, self._plan.optimizer.schedule)
         with torch.autocast(self._device.type, self._precision, enabled=self._precision is not torch.float32):
-            outputs = self.module(*(to_input(feed, self._device) for feed in feeds))
+            outputs = self._call(*(to_input(feed, self._device) for feed in feeds))
         loss = self._objective(
             outputs,
             tuple(torch.from_numpy(np.ascontiguousarray(t)).to(self._device) for t in taught),
@@ -160,7 +167,7 @@ class Trainer:
 
     def _score(self) -> Score:
         self.module.eval()
-        return self._judge(module_runner(self.module, self._device))
+        return self._judge(module_runner(self._call, self._device))
 
     def _save(self, path: Path | None, state: _State) -> None:
         if path is None:

@@ -54,7 +54,7 @@ class Judge:
         return _score(tally, float(np.concatenate(likelihoods).mean()) if likelihoods else None)
 
 
-def module_runner(module: torch.nn.Module, device: torch.device) -> Callable[[Feeds], Outputs]:
+def module_runner(module: Callable[..., tuple[torch.Tensor, ...]], device: torch.device) -> Callable[[Feeds], Outputs]:
     """Run a training graph in evaluation mode on numpy batches."""
 
     def run(feeds: Feeds) -> Outputs:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import onnx_ir as ir
 import torch
@@ -17,6 +19,7 @@ _MORE = 2
 _TOLERANCE = 1e-4
 _FAILURES = (RuntimeError, IndexError, ValueError, TypeError, KeyError, ArithmeticError, ImportFailed)
 
+Call = Callable[..., tuple[torch.Tensor, ...]]
 Feeds = dict[str, torch.Tensor]
 
 
@@ -29,6 +32,22 @@ def fixed_batch(network: Network) -> int | None:
     """The number of rows that the file fixes in the first axis of an input; None where it is free in all of them."""
     sizes = [port.shape[0] for port in network.inputs if port.shape]
     return next((size for size in sizes if isinstance(size, int)), None)
+
+
+def in_pieces(call: Call, size: int) -> Call:
+    """The call for any number of rows, `size` at a time, the last ones filled up: for a batch that cannot be freed."""
+
+    def pieced(*inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        count = len(inputs[0])
+        pieces = []
+        for at in range(0, count, size):
+            rows = torch.arange(at, at + size, device=inputs[0].device).clamp(max=count - 1)
+            outputs = call(*(value[rows] for value in inputs))
+            missing = max(at + size - count, 0)
+            pieces.append([output[: len(output) - len(output) * missing // size] for output in outputs])
+        return tuple(torch.cat(column) for column in zip(*pieces, strict=True))
+
+    return pieced
 
 
 def free_batch(network: Network) -> Network | None:

@@ -295,8 +295,15 @@ def _arranged(parts: list[torch.Tensor], axis: int, outer: int) -> torch.Tensor:
 
 
 def _is_equal(a: torch.Tensor, b: torch.Tensor) -> bool:
-    if a.shape != b.shape or not a.is_floating_point():
+    if a.shape != b.shape or not a.is_floating_point() or not a.numel():
         return a.shape == b.shape and bool((a == b).all())
-    finite = b[torch.isfinite(b)]
-    scale = float(finite.abs().max()) if finite.numel() else 1.0
-    return bool(torch.allclose(a.double(), b.double(), rtol=0.0, atol=_TOLERANCE * scale, equal_nan=True))
+    scale, apart = (float(torch.linalg.vector_norm(x, math.inf)) for x in (b, a - b))
+    if math.isfinite(scale) and math.isfinite(apart):
+        return apart <= _TOLERANCE * scale
+    scale = max((abs(number) for number in _finite_range(b)), default=1.0)
+    return bool(torch.allclose(a, b, rtol=0.0, atol=_TOLERANCE * scale, equal_nan=True))
+
+
+def _finite_range(tensor: torch.Tensor) -> tuple[float, ...]:
+    finite = tensor[torch.isfinite(tensor)]
+    return (float(finite.min()), float(finite.max())) if finite.numel() else ()

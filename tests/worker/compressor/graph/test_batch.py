@@ -1,7 +1,9 @@
 import numpy as np
+import pytest
+import torch
 
 from tests.worker.compressor.graph import nets
-from worker.compressor.graph.batch import free_batch, has_free_batch
+from worker.compressor.graph.batch import free_batch, has_free_batch, in_pieces
 from worker.compressor.graph.evaluation import run
 
 
@@ -25,3 +27,18 @@ class TestFreeBatch:
         freed = free_batch(network)
         weights = {name for name, array in network.tensors.items() if array.dtype.kind == "f"}
         assert freed is not None and weights <= freed.tensors.keys()
+
+
+class TestInPieces:
+    @pytest.mark.parametrize(("rows", "size"), [(7, 1), (7, 3), (6, 3), (2, 3)])
+    def test_rows_come_in_order_and_none_twice(self, rows, size):
+        seen = []
+
+        def call(x):
+            seen.append(len(x))
+            return x * 2, x.reshape(-1, 1).repeat_interleave(2, 0)
+
+        x = torch.arange(rows * 2.0).reshape(rows, 2)
+        double, each = in_pieces(call, size)(x)
+        assert set(seen) == {size} and torch.equal(double, x * 2)
+        assert torch.equal(each[:, 0], x.reshape(-1).repeat_interleave(2)[: len(each)]) and len(each) == rows * 4
