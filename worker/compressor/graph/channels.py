@@ -55,7 +55,7 @@ def _is_possible(network: Network, analysis: Analysis, groups: Sequence[Group]) 
     rng = np.random.default_rng(0)
     try:
         cut(network, analysis, {group.id: _half(group, rng) for group in groups})
-    except (CompressorError, ValueError, IndexError, RuntimeError):
+    except (CompressorError, ValueError, LookupError, RuntimeError):
         return False  # whatever the reason: better a layer that stays whole than a job that ends
     return True
 

@@ -236,7 +236,7 @@ class Labels(ABC):
             env,
             self.network,
             constant=lambda name: as_tensor(self.network.tensors[name]),
-            shape=self.shape,
+            shape=lambda name: tuple(env[name].shape) if name in env else self.shape(name),
             moving=True,
         )
         return [value.numpy() for value in outputs]

@@ -177,7 +177,22 @@ class Permuted(nn.Module):
         return self.head(functional.selu(x).reshape(x.size(0), x.size(1) * x.size(2) * x.size(3)))
 
 
-ALL = [Permuted, Plain, Residual, Dense, Separable, Shuffle, Nhwc, Shared, Sequence]
+class Tables(nn.Module):
+    """Channels picked by a table of numbers, so that they lie along two axes."""
+
+    shape = (3, 6, 6)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 6, 1), nn.Linear(6, 3)
+        self.register_buffer("table", torch.tensor([[3, 1, 4, 0], [5, 2, 6, 7]]))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.a(x))[:, self.table].flatten(1, 2)
+        return self.head(torch.relu(self.b(x)).mean((2, 3)))
+
+
+ALL = [Tables, Permuted, Plain, Residual, Dense, Separable, Shuffle, Nhwc, Shared, Sequence]
 
 
 def build(kind: type[nn.Module], seed: int = 0) -> nn.Module:
