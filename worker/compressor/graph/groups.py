@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -43,12 +44,28 @@ class _Conclusion:
             for label in np.unique(self.classes[labels]).tolist():
                 self.inexact.setdefault(label, why)
         self.contracted = np.zeros(self.num, bool)
-        for labels in self.evidence.contracted:
+        for labels in (*self.evidence.contracted, *self._summed_at_makers()):
             self.contracted[self.classes[labels]] = True
+        for label in self._divided():
+            self.inexact.setdefault(label, "the weights that read them are divided by their own norm")
         self.produced = np.zeros(self.num, bool)
         for mark in self.evidence.marks:
             if mark.role == "produces":
                 self.produced[self.classes[mark.labels]] = True
+
+    def _divided(self) -> Iterator[int]:
+        """Classes of which a slice would be masked by zeros in a weight that is divided by its own norm there."""
+        divided = np.unique(np.concatenate([*self.evidence.divided, np.empty(0, np.int64)]))
+        for mark in self.evidence.marks:
+            if mark.role == "consumes":
+                yield from self.classes[np.intersect1d(mark.labels, divided)].tolist()
+        yield from (label for label in self.classes[divided].tolist() if self.contracted[label])
+
+    def _summed_at_makers(self) -> Iterator[np.ndarray]:
+        """Labels of constants that are summed over where no consumer's slice is zeroed: the maker's has to be."""
+        consumed = [mark.labels.reshape(-1) for mark in self.evidence.marks if mark.role == "consumes"]
+        for labels in self.evidence.summed:
+            yield np.setdiff1d(labels, np.concatenate([*consumed, [0]]))
 
     def analysis(self) -> Analysis:
         blocked = self._blocked_arrays()

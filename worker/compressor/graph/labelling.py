@@ -37,6 +37,8 @@ class Evidence:
     pins: list[tuple[np.ndarray, str]] = field(default_factory=list)
     inexact: list[tuple[np.ndarray, str]] = field(default_factory=list)
     contracted: list[np.ndarray] = field(default_factory=list)
+    summed: list[np.ndarray] = field(default_factory=list)  # along axes of constants: a weight's own norm
+    divided: list[np.ndarray] = field(default_factory=list)  # of what is made of constants and divides: never zero
 
 
 class Labelling(Products):
@@ -100,7 +102,9 @@ class Labelling(Products):
         self.evidence.inexact.append((np.unique(labels), why))
 
     def _contract(self, node: Node, labels: np.ndarray, names: Sequence[str]) -> None:
-        if any(name in self._zero for name in names):
+        if any(name in self.network.tensors for name in names):
+            self.evidence.summed.append(np.unique(labels))
+        elif any(name in self._zero for name in names):
             self.evidence.contracted.append(np.unique(labels))
         else:
             self._inexact(labels, f"{node.op} '{node.name}' sums over them, and they are never zero")
@@ -152,6 +156,8 @@ class Labelling(Products):
         labelled = {name for name in node.inputs if self._layers(name)}
         if keeps_zero(node, self.network, self._zero, labelled):
             self._zero.update(node.outputs)
+        if node.op == "Div" and node.inputs[1] in self._derived:
+            self.evidence.divided += [np.unique(layer.array) for layer in self._layers(node.inputs[1])]
 
     def _full_shape(self, name: str) -> tuple[int, ...]:
         return self.facts.shapes[name]

@@ -254,6 +254,7 @@ class Labels(ABC):
     def reduce(self, node: Node, axes: Sequence[int], *, keepdims: bool, adds: bool = False) -> None:
         """Combine over the axes, whose labels end here; see `walk.Walk`."""
         source = node.inputs[0]
+        self._label_all(source)
         going_on = []
         for layer in self._layers(source):
             inside = set(axes) & set(layer.axes)
