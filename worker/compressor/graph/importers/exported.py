@@ -1,15 +1,17 @@
 """TorchScript in by the first route: torch's TorchScript-based ONNX exporter, with every weight found again.
 
-Every parameter is first filled with numbers that occur nowhere else. So no two weights are merged because they happen to
-be equal, and each is found again in the exported graph by name or by value, wherever the exporter puts it.
+Every parameter is first marked with numbers that occur nowhere else. So no two weights are merged because they happen to
+be equal, and each is found again in the exported graph by name or by value, wherever the exporter puts it. The network's
+tensors are the module's own memory: the exporter writes the weights themselves only where it cannot do without.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,35 +21,40 @@ import torch
 
 from worker.compressor.errors import ImportFailed
 from worker.compressor.graph.counts import is_float
-from worker.compressor.graph.evaluation import as_array
 from worker.compressor.graph.importers.validation import check_model
 from worker.compressor.graph.network import Network, Origin
 from worker.compressor.graph.normalise import normalise
 
 _OPSET = 17
+_MARKED = 64  # elements of a tensor that are a mark
 _MOST_DRAWS = 20  # of numbers for one tensor, until no other has them
 
 
 def export(module: Any, rows: Sequence[Mapping[str, Any]], inputs: list[torch.Tensor], num_outputs: int) -> Network:
-    """The network with the module's weights, each with its dotted name as its origin.
+    """The network with the module's weights (in its memory), each with its dotted name as its origin.
 
     Raises:
         ImportFailed: where the exporter does not take the module.
     """
-    with _distinct_weights(module) as truth:
-        model = _export(module, rows, inputs, num_outputs)
+    with _marked_weights(module) as weights:
+        model = _export(module, rows, inputs, num_outputs, with_weights=False)
+        held = _held(model, rows, weights)
+        if held is None:
+            model, held = _export(module, rows, inputs, num_outputs, with_weights=True), []
         check_model(model)
-        network = normalise(ir.from_proto(model))
-        _restore(network, truth)
+        network = normalise(_with_weights(model, held, weights))
+        _restore(network, weights)
     return network
 
 
 class _Weights:
-    """The module's float tensors by dotted name: true values, and the numbers that stand for them in the export."""
+    """The module's tensors by dotted name, of tied ones the `first` name, and names by content while they are marked."""
 
-    def __init__(self) -> None:
-        self.true: dict[str, torch.Tensor] = {}
+    def __init__(self, module: Any) -> None:
+        self.live = {name: t.detach() for name, t in [*module.named_parameters(), *module.named_buffers()]}
         self.by_value: dict[bytes, list[str]] = {}
+        places: dict[Any, str] = {}
+        self.first = {name: places.setdefault((t.data_ptr(), t.shape), name) for name, t in self.live.items()}
 
     def claim(self, array: np.ndarray) -> str | None:
         """The name of the tensor with this content; equal ones in order of their names' appearance, the last stays."""
@@ -56,39 +63,49 @@ class _Weights:
 
 
 @contextlib.contextmanager
-def _distinct_weights(module: Any) -> Iterator[_Weights]:
-    """Fill every float parameter and buffer with numbers of its own; the true ones come back at the end."""
-    weights = _Weights()
-    live: dict[str, torch.Tensor] = {}
+def _marked_weights(module: Any) -> Iterator[_Weights]:
+    """Give every float parameter and buffer a mark of its own; the true numbers come back at the end."""
+    weights = _Weights(module)
+    kept: list[tuple[torch.Tensor, torch.Tensor]] = []
     generator = torch.Generator().manual_seed(20)
-    seen: dict[int, str] = {}
-    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
-        if not tensor.is_floating_point() or tensor.data_ptr() in seen:
-            continue  # tied tensors share their memory, and the first name stands for them
-        seen[tensor.data_ptr()] = name
-        live[name], weights.true[name] = tensor.detach(), tensor.detach().clone()
+    seen: set[int] = set()
     for name, constant in constants_of(module):
-        weights.true[name] = constant
-        weights.by_value.setdefault(_fingerprint(_plain(constant)), []).append(name)
+        weights.live[name] = constant.detach()
+        weights.by_value.setdefault(_fingerprint(_shared(constant)), []).append(name)
     try:
-        for name, tensor in live.items():
-            _fill(tensor, weights.by_value, generator)
-            weights.by_value.setdefault(_fingerprint(_plain(tensor)), []).append(name)
+        for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+            if not tensor.is_floating_point() or tensor.data_ptr() in seen:
+                continue  # tied tensors share their memory, and the first name stands for them
+            seen.add(tensor.data_ptr())
+            part = _markable(tensor.detach())
+            kept.append((part, part.clone()))
+            mark = _mark(tensor, part, weights.by_value, generator)
+            weights.by_value.setdefault(mark, []).append(name)
         yield weights
     finally:
-        for name, tensor in live.items():
-            tensor.copy_(weights.true[name])
+        for part, true in reversed(kept):  # views of one memory may overlap
+            part.copy_(true)
 
 
-def _fill(tensor: torch.Tensor, taken: Mapping[bytes, Any], generator: torch.Generator) -> None:
-    """Numbers between 0.5 and 1.5 (also a variance has to be positive); again where a small tensor drew those of another.
+def _markable(tensor: torch.Tensor) -> torch.Tensor:
+    """The first elements along the longest axis, so that little has to be kept."""
+    if not tensor.ndim:
+        return tensor
+    longest = max(range(tensor.ndim), key=lambda axis: tensor.shape[axis])
+    return tensor[tuple(slice(_MARKED) if axis == longest else slice(1) for axis in range(tensor.ndim))]
 
-    Half precision has few numbers, but a tensor as a whole has enough of them.
+
+def _mark(tensor: torch.Tensor, part: torch.Tensor, taken: Mapping[bytes, Any], generator: torch.Generator) -> bytes:
+    """Numbers between 0.5 and 1.5 (also a variance has to be positive); again where a tensor then equals another.
+
+    Half precision has few numbers, but several of them together are enough.
     """
     for _ in range(_MOST_DRAWS):
-        tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
-        if _fingerprint(_plain(tensor)) not in taken:
-            return
+        part.copy_(torch.rand(part.shape, generator=generator) + 0.5)
+        found = _fingerprint(_shared(tensor))
+        if found not in taken:
+            break
+    return found
 
 
 def constants_of(module: Any) -> list[tuple[str, torch.Tensor]]:
@@ -101,17 +118,22 @@ def constants_of(module: Any) -> list[tuple[str, torch.Tensor]]:
     return []
 
 
-def _plain(tensor: torch.Tensor) -> np.ndarray:
-    like = np.empty(0, onnx.helper.tensor_dtype_to_np_dtype(onnx.TensorProto.BFLOAT16))
-    return as_array(tensor, like if tensor.dtype == torch.bfloat16 else tensor.numpy())
+def _shared(tensor: torch.Tensor) -> np.ndarray:
+    """The tensor's own memory as an array (bfloat16 included)."""
+    tensor = tensor.detach()
+    if tensor.dtype == torch.bfloat16:
+        return tensor.view(torch.int16).numpy().view(onnx.helper.tensor_dtype_to_np_dtype(onnx.TensorProto.BFLOAT16))
+    return tensor.numpy()
 
 
 def _fingerprint(array: np.ndarray) -> bytes:
-    return f"{array.shape}{array.dtype}".encode() + np.ascontiguousarray(array).tobytes()
+    content = hashlib.blake2b(f"{array.shape}{array.dtype}".encode())
+    content.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return content.digest()
 
 
 def _export(
-    module: Any, rows: Sequence[Mapping[str, Any]], inputs: list[torch.Tensor], num_outputs: int
+    module: Any, rows: Sequence[Mapping[str, Any]], inputs: list[torch.Tensor], num_outputs: int, *, with_weights: bool
 ) -> onnx.ModelProto:
     names = [row["name"] for row in rows]
     free = {
@@ -123,7 +145,7 @@ def _export(
         free |= {name: {0: batch} for name in output_names}
     buffer = io.BytesIO()
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.no_grad():  # it also runs the module
             warnings.simplefilter("ignore")
             torch.onnx.export(
                 module,
@@ -132,6 +154,7 @@ def _export(
                 dynamo=False,
                 training=torch.onnx.TrainingMode.PRESERVE,  # TRAINING is silently wrong on scripted BatchNorm
                 do_constant_folding=False,  # folding loses the names of the weights
+                export_params=with_weights,
                 opset_version=_OPSET,
                 input_names=names,
                 output_names=output_names,
@@ -147,12 +170,36 @@ def _export(
     return onnx.load_model_from_string(buffer.getvalue())
 
 
-def _restore(network: Network, truth: _Weights) -> None:
-    """Put the true values in, and note the dotted name of each."""
+def _held(model: onnx.ModelProto, rows: Sequence[Mapping[str, Any]], weights: _Weights) -> list[str] | None:
+    """The inputs of a model without weights that are tensors of the module as they are; None where others are missing."""
+    names = {row["name"] for row in rows}
+    held = []
+    for port in model.graph.input:
+        live, shape = weights.live.get(port.name), [size.dim_value for size in port.type.tensor_type.shape.dim]
+        if live is not None and port.name not in names and list(live.shape) == shape:
+            held.append(port.name)
+        elif port.name not in names:
+            return None
+    return held
+
+
+def _with_weights(proto: onnx.ModelProto, held: Collection[str], weights: _Weights) -> ir.Model:
+    """The model with the module's tensors for the inputs that they are."""
+    model = ir.from_proto(proto)
+    for value in [value for value in model.graph.inputs if value.name in held]:
+        model.graph.inputs.remove(value)
+        value.const_value = ir.tensor(_shared(weights.live[value.name or ""]), name=value.name)
+        model.graph.register_initializer(value)
+    return model
+
+
+def _restore(network: Network, weights: _Weights) -> None:
+    """Put the module's tensors in, and note the dotted name of each."""
     for name, array in list(network.tensors.items()):
         if not is_float(array):
             continue
-        source = name if name in truth.true and truth.true[name].shape == array.shape else truth.claim(array)
+        is_named = name in weights.live and tuple(weights.live[name].shape) == array.shape
+        source = weights.first.get(name, name) if is_named else weights.claim(array)
         if source is not None:
-            network.tensors[name] = as_array(truth.true[source], array)
+            network.tensors[name] = _shared(weights.live[source])
             network.origins[name] = Origin(source, array.shape)
