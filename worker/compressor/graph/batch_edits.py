@@ -84,6 +84,30 @@ class Spread:
 
 
 @dataclass(frozen=True)
+class Within:
+    """Indices into the stretch of one sample, repeated along `axis` with the start of each sample's own stretch added."""
+
+    slot: int
+    axis: int
+    own: int
+    stride: int
+
+    def given(self, value: torch.Tensor, num_rows: int) -> torch.Tensor:
+        """See `Edit`."""
+        shape = [-1 if axis == self.axis else 1 for axis in range(value.ndim)]
+        return value.narrow(self.axis, 0, 1) + (torch.arange(num_rows) * self.stride).reshape(shape)
+
+    def build(self, builder: Builder, value: ir.Value) -> ir.Value:
+        """See `Edit`."""
+        shape = [-1 if axis == self.axis else 1 for axis in range(builder.rank(value))]
+        if self.own > 1:
+            value = builder.node("Gather", [value, builder.constant(np.array([0]))], axis=self.axis)
+        end = builder.node("Reshape", [builder.rows(self.stride), builder.constant(np.array([], np.int64))])
+        starts = builder.node("Range", [builder.constant(np.array(0)), end, builder.constant(np.array(self.stride))])
+        return builder.node("Add", [value, builder.node("Reshape", [starts, builder.constant(np.array(shape))])])
+
+
+@dataclass(frozen=True)
 class Move:
     """A value whose samples lie along axis `source`, where axis `target` has one entry: the two change places."""
 

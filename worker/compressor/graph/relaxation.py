@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from worker.compressor.errors import ImportFailed
-from worker.compressor.graph.batch_edits import Edit, Move, Number, Spread
+from worker.compressor.graph.batch_edits import Edit, Move, Number, Spread, Within
 from worker.compressor.graph.evaluation import Constants, Stepper, evaluate
 from worker.compressor.graph.network import Network, Node
 from worker.compressor.graph.operator import operator_of
@@ -27,6 +27,8 @@ _FAILURES = (RuntimeError, IndexError, ValueError, TypeError, KeyError, Arithmet
 _MOST_ATTEMPTS = 24
 _TOLERANCE = 1e-4
 _LAST = np.iinfo(np.int64).max
+#: Operators behind which the samples may lie along one axis or another.
+_AMBIGUOUS = ("Reshape", "Gather")
 #: Slots of recurrent operators with the axis of the samples there: X, sequence_lens, initial_h, initial_c.
 _RECURRENT = {0: 1, 4: 0, 5: 1, 6: 1}
 
@@ -112,7 +114,7 @@ class _Attempt:
             made = self._evaluated(node, edits, wanted)
             if made is not None and all(made[1] != places for _, (_, places) in ways):
                 ways.append((edits, made))
-                if node.op != "Reshape":
+                if node.op not in _AMBIGUOUS:
                     break
         if not ways:
             return False
@@ -188,6 +190,17 @@ class _Attempt:
             yield from self._renumberings(node, first)
         if edits:
             yield edits
+        if first is not None and node.op == "Gather" and not places.get(1):
+            yield from self._indexings(node, first)
+
+    def _indexings(self, node: Node, place: Place) -> Iterator[tuple[Edit, ...]]:
+        """The ways in which indices may point into each sample's own stretch of the axis that they index."""
+        source = self._shape(node.inputs[0])
+        if place == Place(node.attributes.get("axis", 0) % len(source)):
+            stride = source[place.axis] // self._batch
+            for axis, size in enumerate(self._shape(node.inputs[1])):
+                if size == self._batch:
+                    yield (Within(1, axis, self._batch, stride),)
 
     def _reshapings(self, node: Node, place: Place) -> Iterator[tuple[Edit, ...]]:
         """The ways to reshape, those with an axis of the samples alone first, and among them the axis that it was."""

@@ -195,6 +195,19 @@ def two_ways(batch):
     )
 
 
+def indexed(batch):
+    """Entries picked from all samples in one row, as indexing by a tensor of sample numbers is exported."""
+    nodes = [
+        node("Reshape", ["x", "flat"], ["f"]),
+        node("Gather", ["f", "places"], ["g"], axis=0),
+        node("Conv", ["g", "k"], ["y"]),
+    ]
+    places = (np.arange(batch) * 20)[:, None, None] + np.array([[[3, 1], [19, 0], [7, 7]]])
+    return made(
+        nodes, [("x", (batch, 5, 4))], (batch, 2, 2), {"flat": whole(-1), "places": places, "k": array(2, 3, 1)}
+    )
+
+
 def lengths(batch):
     """Every sequence has the same length, which is a constant per sample."""
     nodes = [
@@ -212,7 +225,7 @@ KINDS = {
     "repeated constant": stored_repetition, "Slice": sliced, "ConstantOfShape": padded_with_zeros, "Tile": tiled,
     "Resize": resized, "LSTM states": recurrent("LSTM", 4, 2), "GRU state": recurrent("GRU", 3, 1),
     "RNN state": recurrent("RNN", 1, 1), "sequence lengths": lengths, "one step": one_step,
-    "Reshape in two ways": two_ways,
+    "Reshape in two ways": two_ways, "Gather": indexed,
 }  # fmt: skip
 
 
