@@ -175,6 +175,21 @@ class Moves(nn.Module):
 
 
 @listed
+class PicksOfEachSample(nn.Module):
+    """Elements by one index for the free batch and others for positions, as attention masks are looked up."""
+
+    shape = SEQUENCE
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        sample = torch.arange(x.shape[0])
+        positions = torch.arange(10)
+        return (
+            x[sample[:, None, None, None], positions[None, None, :, None], torch.tensor([3, 0])[None, None, None, :]],
+            x[sample, torch.zeros(1, dtype=torch.long)],
+        )
+
+
+@listed
 class InPlace(nn.Module):
     """Changes tensors in place, through views as well, of constants and of data."""
 

@@ -8,7 +8,7 @@ import onnx_ir as ir
 import torch
 
 from worker.compressor.graph.importers.aten.table import Call, lowers
-from worker.compressor.graph.importers.aten.values import Tensor, Unsupported, Value
+from worker.compressor.graph.importers.aten.values import Free, Tensor, Unsupported, Value
 
 _END = 1 << 62
 
@@ -126,10 +126,8 @@ def index_(to: Call, x: Tensor, indices: list[Tensor | None]) -> Value:
     axes = [axis for axis, _ in given]
     if axes != list(range(axes[0], axes[0] + len(axes))):
         raise Unsupported("picks along several axes that are not neighbours")
-    common = torch.broadcast_shapes(*(index.trials[0].shape for _, index in given))
-    if any(index.size(axis) is None for _, index in given for axis in range(index.rank)):
-        raise Unsupported("picks by indices whose number is free")
-    parts = [to.emit("Unsqueeze", _spread(to, index, list(common)), [-1]) for _, index in given]
+    common = _broadcast(to, [index for _, index in given])
+    parts = [to.emit("Unsqueeze", _spread(to, index, common), [-1]) for _, index in given]
     places = to.emit("Concat", *parts, axis=-1)
     if axes[0] == 0:
         return to.emit("GatherND", x, places)
@@ -141,7 +139,17 @@ def index_(to: Call, x: Tensor, indices: list[Tensor | None]) -> Value:
     return to.emit("Transpose", picked, perm=back)
 
 
-def _spread(to: Call, index: Tensor, shape: list[int]) -> Any:
+def _broadcast(to: Call, tensors: list[Tensor]) -> list[int | Free]:
+    """The shape that the tensors have together: of each axis the length that is not 1."""
+    found: list[int | Free] = []
+    for back in range(max(tensor.rank for tensor in tensors), 0, -1):
+        there = [tensor for tensor in tensors if tensor.rank >= back and tensor.size(tensor.rank - back) != 1]
+        there.sort(key=lambda tensor: tensor.size(tensor.rank - back) is None)  # rather a number than a computed one
+        found.append(to.build.size(there[0], there[0].rank - back) if there else 1)
+    return found
+
+
+def _spread(to: Call, index: Tensor, shape: list[int | Free]) -> Any:
     whole = to.cast(index, torch.int64)
     return whole if list(index.shape) == shape else to.emit("Expand", whole, shape)
 
