@@ -20,7 +20,7 @@ import torch
 from worker.compressor.graph.concatenation import concatenate
 from worker.compressor.graph.counts import is_float
 from worker.compressor.graph.evaluation import Facts, as_tensor, evaluate
-from worker.compressor.graph.layer import Layer, layer_along, raised
+from worker.compressor.graph.layer import Layer, are_one, layer_along, raised
 from worker.compressor.graph.network import Network, Node
 from worker.compressor.graph.operator import operator_of
 from worker.compressor.graph.recurrence import recur
@@ -349,9 +349,9 @@ class Labels(ABC):
         return Layer(array, axes, None if layer.narrows in off else layer.narrows)
 
     def _merge(self, found: list[Layer], layer: Layer) -> list[Layer]:
-        """Add a layer to those of other inputs at the same places: where their axes overlap they are one."""
+        """Add a layer to those of other inputs at the same places; see `are_one`."""
         for index, other in enumerate(found):
-            if set(other.axes) & set(layer.axes):
+            if are_one(other, layer):
                 self._meet(other.array, layer.array)
                 axes = tuple(sorted({*other.axes, *layer.axes}))
                 if other.axes == axes or layer.axes == axes:
@@ -368,11 +368,11 @@ class Labels(ABC):
         """
         shape = (1,) * (rank - len(self.shape(name))) + self.shape(name)
         axes = [axis for axis in layer.axes if shape[axis] > 1]
-        if not axes or any(set(layer.axes) & set(raised(own, rank).axes) for own in self._layers(name)):
+        if not axes or any(are_one(layer, raised(own, rank)) for own in self._layers(name)):
+            return True
+        if layer.narrowed not in axes:  # along the blocks nothing is cut
             return True
         if name not in self.network.tensors:
-            if layer.narrowed not in axes:  # along the blocks nothing is cut
-                return True
             self._pin(layer.array, f"{node.op} '{node.name}' combines them with '{name}', which is not narrowed")
             return False
         offset = rank - self.network.tensors[name].ndim

@@ -58,6 +58,11 @@ def raised(layer: Layer, rank: int) -> Layer:
     return Layer(layer.array.reshape((1,) * more + layer.array.shape), tuple(a + more for a in layer.axes), narrows)
 
 
+def are_one(a: Layer, b: Layer) -> bool:
+    """Whether two layers at the same places are of the same channels: not where they have blocks alone in common."""
+    return bool(a.axes and b.axes) and (a.narrowed in b.axes or b.narrowed in a.axes)
+
+
 def lettered(layer: Layer, term: Term, count: int) -> Layer:
     """The layer of an operand with one axis for each of `count` letters."""
     shape = [1] * count

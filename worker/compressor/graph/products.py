@@ -93,7 +93,9 @@ class Products(Labels):
         """Pairs of channels turned by angles; see `walk.Walk`."""
         rotate(self, node, heads)
 
-    def normalise(self, node: Node, x: int, axes: Sequence[int], weights: Sequence[Place]) -> None:
+    def normalise(
+        self, node: Node, x: int, axes: Sequence[int], weights: Sequence[Place] = (), *, whole: bool = True
+    ) -> None:
         """Normalise over axes; see `walk.Walk`."""
         source, rank = node.inputs[x], len(self.shape(node.inputs[x]))
         closed = {axis % rank for axis in axes}
@@ -103,7 +105,7 @@ class Products(Labels):
             if (
                 inside
                 and inside != set(layer.axes)
-                and (layer.narrowed not in inside or self._goes_whole(source, layer, inside))
+                and (layer.narrowed not in inside or (whole and self._goes_whole(source, layer, inside)))
             ):
                 layer = self._settled(layer, off=inside)
             elif inside:

@@ -84,6 +84,18 @@ class Rotary(Heads):
         return torch.softmax(q @ k.transpose(-2, -1) / math.sqrt(self.inner), -1) @ self.split(self.v(x), 4)
 
 
+class Tempered(Heads):
+    """A learned temperature for each head, on the queries (Swin Transformer V2, arXiv 2111.09883, has one on the scores)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.temperature = nn.Parameter(torch.rand(self.num_heads, 1, 1) + 0.5)
+
+    def attend(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = (self.split(layer(x), self.num_heads) for layer in (self.q, self.k, self.v))
+        return torch.softmax((q * self.temperature) @ k.transpose(-2, -1), -1) @ v
+
+
 class Fused(Heads):
     """One projection for queries, keys and values, reshaped to [3, heads, inner] and unbound."""
 
@@ -152,6 +164,15 @@ class Positive(Heads):
         return q @ (k.transpose(-2, -1) @ self.split(self.v(x), 4)) / 6
 
 
+class Crossed(Tempered):
+    """Channels look at channels (cross-covariance attention, arXiv 2106.09681): a softmax over them, so a cut is inexact."""
+
+    def attend(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = (self.split(layer(x), self.num_heads).transpose(-2, -1) for layer in (self.q, self.k, self.v))
+        q, k = (functional.normalize(part, dim=-1) for part in (q, k))
+        return (torch.softmax((q @ k.transpose(-2, -1)) * self.temperature, -1) @ v).transpose(-2, -1)
+
+
 class Normed(Heads):
     """LayerNorm before each part, written out in means, as older exporters do."""
 
@@ -167,5 +188,5 @@ class Normed(Heads):
         return super().attend(self.norm(x))
 
 
-EXACT = [Heads, SharedKeys, OneKey, Rotary, Fused, Chunked, Biased, ClassToken]
-ALL = [*EXACT, Positive, Normed]
+EXACT = [Heads, SharedKeys, OneKey, Rotary, Tempered, Fused, Chunked, Biased, ClassToken]
+ALL = [*EXACT, Positive, Crossed, Normed]

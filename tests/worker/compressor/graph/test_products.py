@@ -50,6 +50,16 @@ class TestAttention:
         inner = kind.num_heads * kind.inner
         assert sorted(group.num_units for group in groups.values()) == sorted([kind.width, 2 * inner, 24])
 
+    def test_a_scale_for_each_head_leaves_its_channels_independent(self, tmp_path):
+        inner = groups_of(attention_nets.Tempered, tmp_path)["/q/MatMul", "/k/MatMul"]
+        assert np.bincount(inner.blocks).tolist() == [8] * 4 and inner.exact
+
+    def test_a_softmax_over_channels_is_inexact_and_within_heads(self, tmp_path):
+        groups = groups_of(attention_nets.Crossed, tmp_path)
+        keys = groups["/k/MatMul", "/v/MatMul"]
+        assert "Softmax" in keys.inexact_because and np.bincount(keys.blocks).tolist() == [8] * 4
+        assert groups["/q/MatMul",].exact and groups["/q/MatMul",].num_units == 32
+
     def test_what_is_never_zero_is_inexact(self, tmp_path):
         group = groups_of(attention_nets.Positive, tmp_path)["/q/MatMul", "/k/MatMul"]
         assert not group.exact and "never zero" in group.inexact_because

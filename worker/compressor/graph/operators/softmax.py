@@ -33,12 +33,11 @@ def _along(function: Callable[[Any, int], Any]) -> Callable[[Call], Any]:
 
 def _flattening_channels(walk: Walk, node: Node) -> None:
     rank = len(walk.shape(node.inputs[0]))
-    axes = range(node.attributes.get("axis", 1) % rank, rank)
-    walk.close(node, axes, f"{node.op} '{node.name}' normalises over them")
+    walk.normalise(node, 0, range(node.attributes.get("axis", 1) % rank, rank), whole=False)
 
 
 def _along_channels(walk: Walk, node: Node) -> None:
-    walk.close(node, [node.attributes.get("axis", -1)], f"{node.op} '{node.name}' normalises over them")
+    walk.normalise(node, 0, [node.attributes.get("axis", -1)], whole=False)
 
 
 for _op, _function in (("Softmax", torch.softmax), ("LogSoftmax", torch.log_softmax)):
