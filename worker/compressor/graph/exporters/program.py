@@ -23,6 +23,8 @@ from worker.compressor.graph.structure import Structure, Tree, fill, leaves
 
 #: Size of a free axis in the example: at 0 or 1 torch.export takes the axis for a fixed one.
 _LEAST_FREE = 2
+#: Python's own functions ask a free size for its number in the example, and so bound the axis to that.
+_SYMBOLIC = {float: torch.sym_float, int: torch.sym_int, min: torch.sym_min, max: torch.sym_max}
 
 
 def write_program(network: Network, path: Path) -> None:
@@ -60,6 +62,9 @@ def _in_order(network: Network) -> Structure:
 def _restructure(module: fx.GraphModule, structure: Structure) -> None:
     """Give the module's forward the containers, constants and argument names of the upload."""
     graph = module.graph
+    for node in graph.nodes:
+        if node.op == "call_function":
+            node.target = _SYMBOLIC.get(node.target, node.target)
     ports = [node for node in graph.nodes if node.op == "placeholder"]
     results = list(graph.output_node().args[0])  # type: ignore[arg-type]
     inward = pytree.tree_flatten(_example_call(structure, [0] * len(ports)))[1]

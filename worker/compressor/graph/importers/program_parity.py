@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from worker.compressor.errors import ImportFailed
 from worker.compressor.graph.evaluation import run
-from worker.compressor.graph.importers.program_sizes import NUM_TRIALS, Sizes
+from worker.compressor.graph.importers.program_sizes import NUM_TRIALS, UNSEEN, Sizes
 from worker.compressor.graph.network import Network
 from worker.compressor.graph.programs import caller
 
@@ -38,13 +38,13 @@ def check_nothing_lost(network: Network, program: ExportedProgram, sizes: Sizes)
 
 
 def check_parity(network: Network, program: ExportedProgram, sizes: Sizes) -> None:
-    """The graph computes what torch does, in all trials, and on one row where the batch is free.
+    """The graph computes what torch does, in all trials, and on one row, where the batch is free, of sizes unseen so far.
 
     Raises:
         ImportFailed: `unsupported_feature`, with the error.
     """
     examples = [sizes.examples(trial) for trial in range(NUM_TRIALS if sizes.names else 1)]
-    examples += [sizes.examples(0, batch=1)] if sizes.names else []
+    examples += [sizes.examples(UNSEEN, batch=1)] if sizes.names else []
     call = caller(program)
     for given in examples:
         wanted = _outputs(call, given)

@@ -13,12 +13,14 @@ from worker.compressor.errors import ImportFailed
 from worker.compressor.graph.programs import user_inputs
 
 NUM_TRIALS = 2
+#: A set of sizes that is no trial: what was concluded from the trials is judged by it.
+UNSEEN = NUM_TRIALS
 #: Where the file does not say at which size it was exported.
 _USUAL = 4
 
 
 class Sizes:
-    """What is free in a program. Each free size has one number per trial, different from trial to trial.
+    """What is free in a program. Each free size has one number per trial, different from trial to trial, and one unseen.
 
     `ports` are the tensors that go in: (name, dtype, axes), an axis being a whole number or an expression of sympy.
     """
@@ -90,19 +92,26 @@ class Sizes:
         return wanted if wanted not in taken else f"{port}_{axis}"
 
     def _choose(self, symbol: Any, hint: int, program: ExportedProgram) -> tuple[int, ...]:
-        """Two sizes near the one at which the program was exported, that no other free size has."""
+        """Sizes around the one at which the program was exported, that no other free size has, far enough apart to tell
+        `size // 2` and the like from constants.
+        """
         bounds = program.range_constraints.get(symbol)
         low = max(2, int(bounds.lower)) if bounds is not None and bounds.lower.is_Integer else 2
         high = int(bounds.upper) if bounds is not None and bounds.upper.is_Integer else 1 << 30
-        taken = {size for sizes in self._trials.values() for size in sizes}
-        around = [max(hint, 2) + step for distance in range(64) for step in ({distance, -distance})]
-        free = [size for size in around if low <= size <= high and size not in taken]
-        if len(free) < NUM_TRIALS:
+        taken = {size for sizes in self._trials.values() for size in sizes[:NUM_TRIALS]}
+        hint = max(hint, 2)
+        around = [hint + step for distance in range(64) for step in ({distance, -distance})]
+        wanted = dict.fromkeys([hint, hint + hint // 2 + 1, *around])
+        trials = [size for size in wanted if low <= size <= high and size not in taken][:NUM_TRIALS]
+        if len(trials) < NUM_TRIALS:
             raise _unsupported(f"the free size {self.names[symbol]} has too few values")
-        return tuple(free[:NUM_TRIALS])
+        unseen = [size for size in (2 * hint + 3, *around) if low <= size <= high and size not in trials]
+        return (*trials, *unseen[:1])
 
     def _number(self, expression: Any, trial: int) -> int:
-        return int(expression.subs({symbol: sizes[trial] for symbol, sizes in self._trials.items()}))
+        return int(
+            expression.subs({symbol: sizes[min(trial, len(sizes) - 1)] for symbol, sizes in self._trials.items()})
+        )
 
 
 def axes_of(value: torch.Tensor) -> list[Any]:

@@ -150,19 +150,33 @@ class TestImportProgram:
             assert nets.difference(a.detach().numpy(), b.detach().numpy()) < 2e-6
         assert set(new.state_dict) <= set(old.state_dict)
 
-    @pytest.mark.xfail(
-        strict=True, reason="torch.export bounds an axis whose size meets data by the size of the sample"
+    @pytest.mark.parametrize(
+        "function",
+        [
+            lambda self, x: self.fc(x).softmax(1) * x.shape[1],
+            lambda self, x: self.fc(x) + torch.arange(x.shape[1])[:, None] / x.shape[1],
+            lambda self, x: self.fc(x) - (x.shape[1] + 1) // 2,
+        ],
     )
-    def test_other_free_axes_get_names_and_sizes(self, tmp_path):
+    def test_other_free_axes_get_names_and_sizes_also_where_these_meet_data(self, function, tmp_path):
         length = torch.export.Dim("length", min=3)
-        net = Nothing(lambda self, x: self.fc(x).softmax(1) * x.shape[1])
-        path = exported(net, (torch.zeros(2, 7, 4),), tmp_path / "n.pt2", shapes=({0: batch(), 1: length},))
+        path = exported(
+            Nothing(function), (torch.zeros(2, 7, 4),), tmp_path / "n.pt2", shapes=({0: batch(), 1: length},)
+        )
         network = taken(path)
         assert network.inputs[0].shape == ("batch", "dim_1", 4) and network.sample_shapes == {"x": (1, 7, 4)}
         write_program(network, tmp_path / "again.pt2")
         x = torch.randn(1, 9, 4)
         wanted, got = (torch.export.load(tmp_path / n).module()(x).detach().numpy() for n in ("n.pt2", "again.pt2"))
         assert nets.difference(wanted, got) < 2e-6
+
+    def test_a_size_that_changes_too_rarely_to_be_seen_is_refused(self, tmp_path):
+        shapes = ({0: batch(), 1: torch.export.Dim("length", min=3)},)
+        net = Nothing(lambda self, x: self.fc(x) + x.shape[1] // 16)
+        path = exported(net, (torch.zeros(2, 7, 4),), tmp_path / "n.pt2", shapes=shapes)
+        with pytest.raises(ImportFailed) as caught:
+            import_model(path, "exported_program", None)
+        assert caught.value.code == "unsupported_feature" and "differs" in caught.value.detail
 
     def test_a_signature_may_fix_a_free_size(self, tmp_path):
         net = Nothing(lambda self, x: self.fc(x).mean(1))
