@@ -43,7 +43,9 @@ class Runner(ABC):
         for at in range(0, count, size):
             end = at + size if self.batch_size is not None else min(at + size, count)
             rows = np.minimum(np.arange(at, end), count - 1)
-            parts.append(tuple(output[: count - at] for output in self.run(tuple(feed[rows] for feed in feeds))))
+            given = min(size, count - at)
+            outputs = self.run(tuple(feed[rows] for feed in feeds))
+            parts.append(tuple(output[: len(output) * given // size] for output in outputs))
         return tuple(np.concatenate(column) for column in zip(*parts, strict=True))
 
     def run_all(self, batches: Iterable[Feeds]) -> Iterator[Outputs]:
