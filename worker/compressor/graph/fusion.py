@@ -3,10 +3,10 @@
 Only recorded graphs are rewritten, never the user's. A case applies where the numbers are the function's own (to 1e-6)
 and nothing else reads the values in between:
 
-1. `linear`: x @ W + b, with constants W of two axes and b as long as the last.
+1. `linear`: x @ W + b, with constants W of two axes and b as long as the last, whatever axes of length 1 it has before.
 2. `gelu`: x / 2 · (1 + erf(x / √2)), multiplied in any order (Hendrycks and Gimpel 2016, arXiv 1606.08415).
 3. `gelu` by tanh: x / 2 · (1 + tanh(√(2 / π) · (x + 0.044715 x³))), multiplied in any order, from the same paper.
-4. `silu`, `hardswish`, `mish`: x · sigmoid(x), x · hardsigmoid(x), x · tanh(softplus(x)).
+4. `silu`, `hardswish`, `mish`: x · sigmoid(x), x · hardsigmoid(x), x · tanh(softplus(x)); x · clip(x + 3, 0, 6) / 6.
 5. `layer_norm`: (x - mean) / √(mean of squares + ε) over the last axes (Ba et al. 2016, arXiv 1607.06450).
 6. Scale, then shift, of what 5 made: its weights.
 7. `scaled_dot_product_attention`: softmax(q @ kᵀ · scale + mask) @ v, with the scale on the product or on q and k. Where a
@@ -15,7 +15,6 @@ and nothing else reads the values in between:
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 import operator
@@ -29,7 +28,8 @@ from torch.nn import functional
 
 SHAPE = "shape"  # key in `fx.Node.meta`: the observed shape of a value; only its rank may be relied on for free axes
 
-_NUMERIC = {float, int, math.sqrt, operator.pow, operator.truediv, operator.mul, operator.add, operator.sub}
+_NUMERIC = {float, int, math.sqrt, operator.pow, operator.truediv, operator.floordiv, operator.mod}
+_NUMERIC |= {operator.mul, operator.add, operator.sub}
 _GATES: dict[Any, Callable[..., Any]] = {
     torch.sigmoid: functional.silu,
     functional.hardsigmoid: functional.hardswish,
@@ -72,31 +72,37 @@ def _replace(graph: fx.Graph, node: fx.Node, match: Match) -> None:
 
 
 def _linear(node: Any, root: nn.Module) -> Match | None:
-    for product, bias in itertools.permutations(node.args):
-        shift = _constant(bias, root)
-        if not _calls(product, torch.matmul) or shift is None:
-            continue
-        x, given = product.args
-        weight = _constant(given, root)
-        turned = weight is None and _calls(given, torch.permute) and given.args[1] == [1, 0]
-        weight = _constant(given.args[0], root) if turned else weight
-        if weight is None or weight.ndim != 2 or not weight.is_floating_point():
-            continue
-        if shift.shape != (weight.shape[0 if turned else 1],):
-            continue
-        if turned:
-            inner = {product, given} if len(given.users) == 1 else {product}
-            return _match(inner, functional.linear, x, given.args[0], bias)
-        return Match({product}, functools.partial(_by_columns, root=root, x=x, weight=given, bias=bias))
-    return None
+    pairs = [pair for pair in itertools.permutations(node.args) if _calls(pair[0], torch.matmul)]
+    product, bias = pairs[0] if pairs else (None, None)
+    shift = _constant(bias, root)
+    if product is None or shift is None:
+        return None
+    x, given = product.args
+    turned = _calls(given, torch.permute) and given.args[1] == [1, 0]
+    source = given.args[0] if turned else given
+    weight = _constant(source, root)
+    if weight is None or weight.ndim != 2 or not weight.is_floating_point():
+        return None
+    width = weight.shape[0 if turned else 1]
+    if shift.shape[-1:] != (width,) or shift.numel() != width:
+        return None
+    if shift.ndim > max(1, len(_shape(product, root))):
+        return None  # the sum has more axes than the product
+
+    def build(graph: fx.Graph) -> fx.Node:
+        matrix = source if turned else _by_columns(graph, source, root)
+        vector = bias if shift.ndim == 1 else graph.call_function(torch.flatten, (bias,))
+        return graph.call_function(functional.linear, (x, matrix, vector))
+
+    return Match({product, given} if turned and len(given.users) == 1 else {product}, build)
 
 
-def _by_columns(graph: fx.Graph, root: nn.Module, x: Any, weight: Any, bias: Any) -> fx.Node:
-    """`linear` with a weight that the file has as [in, out]: laid out so that the gradient is made as torch wants it."""
+def _by_columns(graph: fx.Graph, weight: Any, root: nn.Module) -> fx.Node:
+    """A weight [in, out] turned as `linear` wants it, and laid out so that its gradient is made without a copy."""
     tensor = getattr(root, str(weight.target))
     if all(_calls(user, torch.matmul, torch.t) for user in weight.users):
         tensor.data = tensor.data.t().contiguous().t()
-    return graph.call_function(functional.linear, (x, graph.call_function(torch.t, (weight,)), bias))
+    return graph.call_function(torch.t, (weight,))
 
 
 def _gelu(node: Any, root: nn.Module) -> Match | None:
@@ -143,6 +149,18 @@ def _gated(node: Any, root: nn.Module) -> Match | None:
             inner, given = {gate, given}, given.args[0]
         if given is x:
             return _match(inner, _GATES[gate.target], x)
+    return None
+
+
+def _hardswish(node: Any, root: nn.Module) -> Match | None:
+    whole = _product(node, root, always=True)
+    if not whole.is_scaled(1 / 6, 2):
+        return None
+    for x, gate in itertools.permutations(whole.factors):
+        if _calls(gate, functional.hardtanh) and [gate.kwargs.get(k) for k in ("min_val", "max_val")] == [0.0, 6.0]:
+            source, number = _with_number(gate.args[0], root)
+            if source is x and number == 3.0:
+                return _match(whole.inner | {gate, gate.args[0]}, functional.hardswish, x)
     return None
 
 
@@ -367,7 +385,7 @@ def _is_size(value: Any) -> bool:
 
 _CASES: dict[Any, tuple[Callable[[fx.Node, nn.Module], Match | None], ...]] = {
     operator.add: (_linear, _weighted),
-    operator.mul: (_gelu, _gated, _layer_norm, _weighted),
-    operator.truediv: (_gelu, _layer_norm),
+    operator.mul: (_gelu, _gated, _hardswish, _layer_norm, _weighted),
+    operator.truediv: (_gelu, _hardswish, _layer_norm),
     torch.matmul: (_attention,),
 }

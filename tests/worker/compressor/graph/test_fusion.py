@@ -76,6 +76,10 @@ def turned_weight(m, x):
     return x @ m.outwards.t() + m.shift
 
 
+def bias_with_axes(m, x):
+    return x @ m.inwards + m.shift.view(1, 1, 12)
+
+
 def shared_weight(m, x):
     """The weight of a fused product, read in two other ways besides."""
     return (x @ m.inwards + m.shift) @ m.inwards.t() + m.inwards.sum(1)
@@ -107,6 +111,14 @@ def silu(m, x):
 
 def hardswish(m, x):
     return functional.hardsigmoid(x) * x
+
+
+def hardswish_by_clip(m, x):
+    return x * torch.clip(x + 3, 0, 6) / 6.0
+
+
+def hardswish_by_halves(m, x):
+    return (torch.clip(3 + x, 0, 6) * (1 / 6)) * x
 
 
 def mish(m, x):
@@ -164,6 +176,11 @@ def attention_scaled_by_size(m, x):
     return torch.softmax(q @ k.transpose(2, 3) / (q.size(-1) ** 0.5), -1) @ v
 
 
+def attention_scaled_by_quotient(m, x):
+    q, k, v = (heads(layer, x) for layer in (m.q, m.k, m.v))
+    return torch.softmax((q * ((x.size(-1) // 2) ** -0.5)) @ k.transpose(2, 3), -1) @ v
+
+
 def attention_learnt_mask(m, x):
     q, k, v = (heads(layer, x) for layer in (m.q, m.k, m.v))
     return torch.softmax(q @ k.transpose(2, 3) + m.plane[:, :6], -1) @ v
@@ -180,6 +197,7 @@ FUSED = [
     (matmul_add, {LINEAR: 1}),
     (add_matmul, {LINEAR: 1}),
     (turned_weight, {LINEAR: 1}),
+    (bias_with_axes, {LINEAR: 1}),
     (shared_weight, {LINEAR: 1}),
     (erf_divided, {GELU: 1}),
     (erf_multiplied, {GELU: 1}),
@@ -188,6 +206,8 @@ FUSED = [
     (tanh_products, {GELU: 1}),
     (silu, {functional.silu: 1}),
     (hardswish, {functional.hardswish: 1}),
+    (hardswish_by_clip, {functional.hardswish: 1}),
+    (hardswish_by_halves, {functional.hardswish: 1}),
     (mish, {functional.mish: 1}),
     (norm_bare, {NORM: 1}),
     (norm_twice_centred, {NORM: 1}),
@@ -199,6 +219,7 @@ FUSED = [
     (attention_unscaled, {ATTENTION: 1}),
     (attention_scaled_before, {ATTENTION: 1}),
     (attention_scaled_by_size, {ATTENTION: 1}),
+    (attention_scaled_by_quotient, {ATTENTION: 1}),
     (attention_learnt_mask, {ATTENTION: 1}),
     (attention_of_shared_keys, {ATTENTION: 2}),
 ]
@@ -262,6 +283,10 @@ def bias_of_two_axes(m, x):
     return x @ m.inwards @ m.outwards + m.plane
 
 
+def bias_that_adds_an_axis(m, x):
+    return x[:, 0] @ m.inwards + m.shift.view(1, 1, 12)
+
+
 def product_read_twice(m, x):
     product = x @ m.inwards
     return (product + m.shift) * product
@@ -294,6 +319,14 @@ def rounded_factor(m, x):
 
 def gate_of_another(m, x):
     return x * torch.sigmoid(x * 1.702)
+
+
+def clip_elsewhere(m, x):
+    return x * torch.clip(x + 3, 0, 5) / 6.0
+
+
+def clip_of_another(m, x):
+    return x * torch.clip(x * 2 + 3, 0, 6) / 6.0
 
 
 def gate_read_twice(m, x):
@@ -362,9 +395,10 @@ def one_key_for_all(m, x):
 
 
 ALIKE = [
-    (LINEAR, [bias_of_one, bias_from_data, bias_of_two_axes, product_read_twice]),
+    (LINEAR, [bias_of_one, bias_from_data, bias_of_two_axes, bias_that_adds_an_axis, product_read_twice]),
     (GELU, [rounded_root, not_halved, another_argument, curve_read_elsewhere, square_for_cube, rounded_factor]),
     (functional.silu, [gate_of_another, gate_read_twice]),
+    (functional.hardswish, [clip_elsewhere, clip_of_another]),
     (NORM, [norm_over_first, norm_of_two_spans, norm_not_centred, norm_of_cubes, norm_with_centre_read, norm_inverted]),
     (ATTENTION, [softmax_over_queries, chances_read_elsewhere, mask_before_scale, scale_for_each_query]),
     (ATTENTION, [mask_that_widens, one_key_for_all]),
