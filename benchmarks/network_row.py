@@ -205,16 +205,9 @@ class Subject:
         return {"program": self._error(list(run(self.half, self._named()).values()), _flat(answers))}
 
     def _kept(self, share: float, analysis: Analysis, *, exact: bool = False) -> dict[int, np.ndarray]:
-        """Random units, the same number in each block, one at least."""
-        chosen = {}
-        for group in analysis.groups:
-            if exact and not group.exact:
-                continue
-            blocks = np.zeros(group.num_units, np.int64) if group.blocks is None else group.blocks
-            each = max(1, round(share * int(np.bincount(blocks).min())))
-            rows = [self.rng.permutation(np.flatnonzero(blocks == block))[:each] for block in np.unique(blocks)]
-            chosen[group.id] = np.sort(np.concatenate(rows))
-        return chosen
+        """Random units of each group."""
+        groups = [group for group in analysis.groups if group.exact or not exact]
+        return {group.id: group.partition.draw(share, self.rng) for group in groups}
 
     def _named(self) -> Feeds:
         return dict(zip([port.name for port in self.network.inputs], self.feeds.values(), strict=True))

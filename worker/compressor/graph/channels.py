@@ -54,15 +54,7 @@ def _failing(network: Network, analysis: Analysis) -> list[Group]:
 def _is_possible(network: Network, analysis: Analysis, groups: Sequence[Group]) -> bool:
     rng = np.random.default_rng(0)
     try:
-        cut(network, analysis, {group.id: _half(group, rng) for group in groups})
+        cut(network, analysis, {group.id: group.partition.draw(0.5, rng) for group in groups})
     except (CompressorError, ValueError, LookupError, RuntimeError):
         return False  # whatever the reason: better a layer that stays whole than a job that ends
     return True
-
-
-def _half(group: Group, rng: np.random.Generator) -> np.ndarray:
-    """Half of the units, at random, the same number in each block."""
-    blocks = np.zeros(group.num_units, np.int64) if group.blocks is None else group.blocks
-    each = max(1, int(np.bincount(blocks).min()) // 2)
-    rows = [rng.permutation(np.flatnonzero(blocks == block))[:each] for block in range(int(blocks.max()) + 1)]
-    return np.sort(np.concatenate(rows))

@@ -1,4 +1,4 @@
-"""What a network would cost with so many units kept per group, without cutting it: for exact targets by bisection."""
+"""What a network would cost with these units kept, without cutting it: for exact targets by bisection."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from worker.compressor.graph.grouping import Analysis
 from worker.compressor.graph.network import Network, Node
 from worker.compressor.graph.operator import Macs, operator_of
 
-#: For each group how many units it keeps, or which.
-Kept = Mapping[int, int | np.ndarray]
+#: For each group which units it keeps.
+Kept = Mapping[int, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -25,23 +25,13 @@ class Shrinking:
     per_unit: Mapping[int, np.ndarray]
 
     def lost(self, kept: Kept) -> int:
-        """Positions that go. From a number of units it is their average share, exact where all have the same."""
-        total = 0.0
-        for group, positions in self.per_unit.items():
-            units = kept.get(group)
-            if isinstance(units, np.ndarray):
-                total += float(positions.sum() - positions[units].sum())
-            elif units is not None:
-                total += float(positions.mean()) * (len(positions) - units)
-        return round(total)
+        """Positions that go."""
+        named = [(positions, kept[group]) for group, positions in self.per_unit.items() if group in kept]
+        return round(sum(float(positions.sum() - positions[units].sum()) for positions, units in named))
 
 
 class CostModel:
-    """Parameters and MACs from what each group keeps. A group that is not named keeps all of its units.
-
-    Exact from unit numbers, which units they are given as; from counts alone exact but where a Slice or Split lets only
-    some units of a group through.
-    """
+    """Parameters and MACs from what each group keeps. A group that is not named keeps all of its units."""
 
     def __init__(self, network: Network, analysis: Analysis, feeds_shape: Mapping[str, tuple[int, ...]]) -> None:
         self._sizes = {group.id: group.num_units for group in analysis.groups}
@@ -90,8 +80,7 @@ class CostModel:
         )
 
     def _is_cut(self, group: int, kept: Kept) -> bool:
-        units = kept.get(group)
-        return units is not None and (len(units) if isinstance(units, np.ndarray) else units) < self._sizes[group]
+        return group in kept and len(kept[group]) < self._sizes[group]
 
 
 def shrinkings(analysis: Analysis, name: str) -> list[Shrinking]:

@@ -2,8 +2,8 @@
 
 Every axis of every weight gets fresh labels; the channel rules of the operators join those that mean one channel. A
 class of joined labels that something produces, and nothing pins, can be removed as a unit. Two relations come out:
-*equal set* (residuals, depthwise, BatchNorm: one class) and *equal count per block* (grouped convolutions, reshapes to
-heads or groups: any members, the same number in each block).
+*equal set* (residuals, depthwise, BatchNorm: one class) and *equal count per row* (grouped convolutions, reshapes to
+heads or groups: any members, the same number in each row; `partition` says what that leaves to choose).
 
 The idea of propagating masks over an ONNX graph is that of SPA (arXiv 2403.18955); that pure data movement needs no
 rules, because the operator itself can be run on labels, is ours.
@@ -18,6 +18,7 @@ import numpy as np
 from worker.compressor.graph.evaluation import Facts
 from worker.compressor.graph.labels import Role
 from worker.compressor.graph.layer import Layer
+from worker.compressor.graph.partition import Partition
 
 
 @dataclass(frozen=True)
@@ -41,21 +42,24 @@ class Slice:
 
 @dataclass(frozen=True)
 class Group:
-    """Channels that are decided on together: `num_units` units, each removed everywhere at once or kept.
+    """Channels that are decided on together: units, each removed everywhere at once or kept.
 
-    `layers` names the operators that produce them. `blocks` maps unit → block, where the same number must be kept in
-    every block (all units, or an equal number in each); None where any units can go. `exact`: see `report.json`.
+    `partition` says how many of which may go, `layers` names the operators that produce them. `exact`: see `report.json`.
     `contracted`: something sums over the units without a weight, so that to mask one is to zero what makes it.
     """
 
     id: int
-    num_units: int
+    partition: Partition
     slices: tuple[Slice, ...]
     layers: tuple[str, ...]
     exact: bool = True
     inexact_because: str | None = None
-    blocks: np.ndarray | None = None
     contracted: bool = False
+
+    @property
+    def num_units(self) -> int:
+        """How many units there are."""
+        return len(self.partition.blocks)
 
     def is_zeroed_at(self, piece: Slice) -> bool:
         """Whether the removed units' slices are set to zero there in the masked original."""

@@ -1,8 +1,7 @@
-"""From what the labelling found to groups of units: pins, blocks, slices and reasons."""
+"""From what the labelling found to groups of units: pins, partitions, slices and reasons."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
@@ -11,11 +10,17 @@ from worker.compressor.graph.counts import sources_of_constants, weights_of
 from worker.compressor.graph.grouping import Analysis, Group, Home, Slice
 from worker.compressor.graph.labelling import Labelling, Mark
 from worker.compressor.graph.layer import Layer
+from worker.compressor.graph.partition import Partition, partition
 
 _ALONE = "all its channels depend on each other"
 _EMPTY = "a part of a split would be left without channels"
 _UNEVEN = "a reshape or grouped operator would be left with uneven parts"
 _NO_LABELS = "what it reads cannot be narrowed, and it makes no channels of its own"
+
+#: The classes of a group, and how many of them may go.
+Part = tuple[np.ndarray, Partition]
+#: Classes, and for each row of an array how much more often they lie there than on average, times the number of rows.
+Quota = tuple[np.ndarray, np.ndarray]
 
 
 def conclude(labelling: Labelling) -> Analysis:
@@ -52,6 +57,7 @@ class _Conclusion:
         for mark in self.evidence.marks:
             if mark.role == "produces":
                 self.produced[self.classes[mark.labels]] = True
+        self.quotas = self._quotas()
 
     def _divided(self) -> Iterator[int]:
         """Classes of which a slice would be masked by zeros in a weight that is divided by its own norm there."""
@@ -68,27 +74,22 @@ class _Conclusion:
             yield np.setdiff1d(labels, np.concatenate([*consumed, [0]]))
 
     def analysis(self) -> Analysis:
-        blocked = self._blocked_arrays()
-        found = self._with_blocks(self._components(blocked), blocked)
-        if self._anchor(found):
-            found = self._with_blocks(self._components(self._blocked_arrays()), blocked)
+        found = self._groups()
         group_of, unit_of = np.full(self.num, -1), np.full(self.num, -1)
-        groups = [(number, members, blocks) for number, (members, blocks) in enumerate(found)]
-        for number, members, _ in groups:
+        for number, (members, _) in enumerate(found):
             group_of[members], unit_of[members] = number, np.arange(len(members))
         slices, layers = self._slices(group_of, unit_of)
         made = tuple(
             Group(
                 number,
-                len(members),
+                parts,
                 tuple(slices.get(number, {}).values()),
                 tuple(layers.get(number, {})),
                 exact=not (why := self._inexact_because(members)),
                 inexact_because=why,
-                blocks=blocks if len(blocks) else None,
                 contracted=bool(self.contracted[members].any()),
             )
-            for number, members, blocks in groups
+            for number, (members, parts) in enumerate(found)
         )
         homes: dict[str, list[Home]] = {}
         for home in self.evidence.homes:
@@ -97,71 +98,116 @@ class _Conclusion:
             made, self._kept_because(group_of), self.facts, self.layers, homes, self.moved, group_of, unit_of
         )
 
-    def _inexact_because(self, members: list[int]) -> str | None:
-        return next((self.inexact[label] for label in members if label in self.inexact), None)
+    def _inexact_because(self, members: np.ndarray) -> str | None:
+        return next((self.inexact[label] for label in members.tolist() if label in self.inexact), None)
 
-    def _with_blocks(
-        self, components: list[list[int]], blocked: list[np.ndarray]
-    ) -> list[tuple[list[int], np.ndarray]]:
-        """Components that can be cut, with the block of each unit; the others get their reason."""
-        found = []
-        for members in components:
-            blocks = self._blocks(members, blocked) if len(members) > 1 else None
-            if blocks is not None:
-                found.append((members, blocks))
+    def _groups(self) -> list[Part]:
+        """Groups of which something can go, and something always stays, on every axis. The rest gets its reason."""
+        found, anchors = self._parts(), [0]
+        while anchors:
+            needs, anchors = self._needs(found)
+            if anchors:
+                self._stay(anchors, _EMPTY)
+                found = self._parts()
+        found = [(members, parts.keeping(need)) for (members, parts), need in zip(found, needs, strict=True)]
+        for members, parts in found:
+            self._stay(members[~parts.can_go].tolist(), _UNEVEN if len(members) > 1 else _ALONE)
+        return [(members, parts) for members, parts in found if parts.can_go.any()]
+
+    def _parts(self) -> list[Part]:
+        """Classes that are decided on together, and their partition. Those that can never go are pinned, and left out."""
+        is_free = self.produced.copy()
+        is_free[list(self.reasons)] = False
+        made = {array.tobytes(): array for array in self._made()}
+        bound = [(is_free[labels], labels, uneven) for labels, uneven in self.quotas]
+        quotas = [(labels[free], uneven[:, free]) for free, labels, uneven in bound if free.any()]
+        layers = [array[is_free[array]] for array in made.values()]
+        components = self._components([*layers, *(labels for labels, _ in quotas)])
+        number_of, place = np.full(self.num, -1), np.full(self.num, -1)
+        for number, members in enumerate(components):
+            number_of[members], place[members] = number, np.arange(len(members))
+        uneven = [[np.zeros((0, len(members)), np.int64)] for members in components]
+        widths = [[np.zeros((0, len(members)), np.int64)] for members in components]
+        for labels, rows in quotas:
+            number = number_of[labels[0]]
+            columns = np.zeros((len(rows), len(components[number])), np.int64)
+            columns[:, place[labels]] = rows
+            uneven[number].append(columns)
+        for labels in filter(len, layers):
+            number = number_of[labels[0]]
+            widths[number].append(np.bincount(place[labels], minlength=len(components[number]))[None])
+        found = [
+            (members, partition(np.concatenate(rows), np.concatenate(layer)))
+            for members, rows, layer in zip(components, uneven, widths, strict=True)
+        ]
+        dead = [label for members, parts in found for label in members[~parts.can_go].tolist()]
+        self._stay(dead, _UNEVEN)
+        return self._parts() if dead else found
+
+    def _made(self) -> list[np.ndarray]:
+        return [self.classes[mark.labels].reshape(-1) for mark in self.evidence.marks if mark.role == "produces"]
+
+    def _stay(self, labels: list[int], why: str) -> None:
+        for label in labels:
+            self.reasons.setdefault(label, why)
+
+    def _needs(self, found: list[Part]) -> tuple[list[list[np.ndarray]], list[int]]:
+        """For each group the sets of blocks of which a unit has to stay, so that no axis is left without channels.
+
+        Also the classes that have to stay for the same reason, where an axis has no whole block: then the groups change.
+        """
+        owner, block = np.full(self.num, -1), np.zeros(self.num, np.int64)
+        sizes = [parts.sizes for _, parts in found]
+        for number, (members, parts) in enumerate(found):
+            owner[members], block[members] = number, parts.blocks
+        needs = [{"": np.ones(len(size), bool)} for size in sizes]
+        anchors = []
+        for line in self._lines():
+            labels = np.array(list(dict.fromkeys(line.tolist())))
+            if (owner[labels] < 0).any():
                 continue
-            for label in members:
-                self.reasons.setdefault(label, _UNEVEN if len(members) > 1 else _ALONE)
-        return found
-
-    def _anchor(self, found: list[tuple[list[int], np.ndarray]]) -> bool:
-        """Where a part of a split could be left with no channel at all, one of them has to stay. True: something was."""
-        cell_of: dict[int, tuple[int, int]] = {}
-        for number, (members, blocks) in enumerate(found):
-            for index, label in enumerate(members):
-                cell_of[label] = (number, int(blocks[index]) if len(blocks) else 0)
-        sizes = Counter(cell_of.values())
-        lines = {
-            layer.array.tobytes(): layer.line() for layers in self.layers.values() for layer in layers if layer.is_line
-        }
-        anchored = False
-        for line in lines.values():
-            labels = dict.fromkeys(line.tolist())
-            here = Counter(cell_of.get(label) for label in labels)
-            # every cell keeps one unit at least, so a whole cell, or one channel that stays anyway, is enough
-            if None in here or any(number == sizes[cell] for cell, number in here.items() if cell is not None):
+            here = {
+                number: np.bincount(block[labels[owner[labels] == number]], minlength=len(sizes[number]))
+                for number in np.unique(owner[labels]).tolist()
+            }
+            whole = {number: counts == sizes[number] for number, counts in here.items()}
+            if any((counts > found[number][1].removable).any() for number, counts in here.items()):
                 continue
-            cell = cell_of[next(reversed(labels))]
-            members, blocks = found[cell[0]]
-            stays = members if len(blocks) else [next(reversed(labels))]
-            for label in stays:
-                self.reasons.setdefault(label, _EMPTY)
-                cell_of.pop(label, None)
-                sizes[cell] -= 1
-            anchored = True
-        return anchored
+            if any(flags.all() for flags in whole.values()):
+                continue
+            number = max(whole, key=lambda index: whole[index].sum())
+            if whole[number].any():
+                needs[number][whole[number].tobytes()] = whole[number]
+                continue
+            label = int(labels[-1])
+            sizes[owner[label]][block[label]] -= 1
+            owner[label] = -1
+            anchors.append(label)
+        return [list(need.values()) for need in needs], anchors
 
-    def _blocked_arrays(self) -> list[np.ndarray]:
-        """Class arrays whose rows must lose equal numbers. Where a row cannot lose any, none can: pinned until stable."""
+    def _lines(self) -> list[np.ndarray]:
+        """The classes along each axis that gets shorter by itself."""
+        layers = [layer for layers in self.layers.values() for layer in layers if layer.is_line]
+        return list({layer.array.tobytes(): layer.line() for layer in layers}.values())
+
+    def _quotas(self) -> list[Quota]:
+        """Arrays whose rows must lose equal numbers: grouped operators, reshapes to rows, and what interleaving adds."""
+        layers = [layer for layers in self.layers.values() for layer in layers]
         arrays = [self.classes[blocks] for blocks in self.evidence.quotas]
-        for layers in self.layers.values():
-            arrays += [layer.rows() for layer in layers if len(layer.axes) > 1]
-        arrays = [array for array in arrays if not _is_even(array)]
-        arrays = [_distinct(array) for array in arrays]
-        unique = list({(array.shape, array.tobytes()): array for array in arrays}.values())
-        changed = True
-        while changed:
-            changed = False
-            for array in unique:
-                free = np.array([[label not in self.reasons for label in row] for row in array.tolist()])
-                if free.any() and not free.all():
-                    for label in np.unique(array[free]).tolist():
-                        self.reasons[label] = _UNEVEN
-                    changed = True
-        return unique
+        arrays += [layer.rows() for layer in layers if len(layer.axes) > 1]
+        arrays = list({(array.shape, array.tobytes()): array for array in arrays}.values())
+        parts = [row for array in arrays for row in array] + self._lines()
+        found = [_quota(array) for array in arrays]
+        for array in self.evidence.interleaved:
+            rows = self.classes[array]
+            inside = [np.isin(rows, part) for part in parts]
+            # what is one piece of the line stays one where it loses equally many of each row
+            pieces = {mask.tobytes(): mask for mask in inside if _is_piece(mask.T.reshape(-1))}
+            found += [_quota(np.where(mask, rows, 0)) for mask in pieces.values()]
+        return [(labels, uneven) for labels, uneven in found if len(labels)]
 
-    def _components(self, blocked: list[np.ndarray]) -> list[list[int]]:
-        """Free classes that are decided on together: made by one layer, or bound by blocks. In order of appearance."""
+    def _components(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
+        """Classes that are decided on together: made by one layer, or bound by quotas. In order of appearance."""
         parent: dict[int, int] = {}
 
         def find(label: int) -> int:
@@ -170,45 +216,16 @@ class _Conclusion:
                 label = parent[label]
             return label
 
-        arrays = [self.classes[mark.labels] for mark in self.evidence.marks if mark.role == "produces"] + blocked
         for array in arrays:
-            free = [label for label in array.reshape(-1).tolist() if self._is_free(label)]
-            for label in free:
+            for label in array.tolist():
                 parent.setdefault(label, label)
-                one, other = find(free[0]), find(label)
+                one, other = find(int(array[0])), find(label)
                 parent[max(one, other)] = min(one, other)
-        found: dict[int, list[int]] = {}
+        found: dict[int, dict[int, None]] = {}
         for array in arrays:
-            for label in dict.fromkeys(array.reshape(-1).tolist()):
-                if label in parent and label not in found.setdefault(find(label), []):
-                    found[find(label)].append(label)
-        return list(found.values())
-
-    def _is_free(self, label: int) -> bool:
-        return label not in self.reasons and bool(self.produced[label])
-
-    def _blocks(self, members: list[int], blocked: list[np.ndarray]) -> np.ndarray | None:
-        """Block of each unit, an empty array where there are none, None where no equal removal is possible."""
-        inside = set(members)
-        keys: dict[int, tuple[int, ...]] = dict.fromkeys(members, ())
-        num_cuts: list[int] = []
-        for array in blocked:
-            if not inside & set(array.reshape(-1).tolist()):
-                continue
-            rows = _row_of_each(array)
-            if rows is None:
-                return None
-            keys = {label: (*key, rows.get(label, -1)) for label, key in keys.items()}
-            num_cuts.append(len(array))
-        if not num_cuts:
-            return np.empty(0, np.int64)
-        cells = {key: number for number, key in enumerate(sorted(set(keys.values())))}
-        # equal numbers in every cell are equal numbers in every row only where all rows have the same number of cells
-        for position, num_rows in enumerate(num_cuts):
-            per_row = [sum(key[position] == row for key in cells) for row in range(num_rows)]
-            if len(set(per_row)) > 1:
-                return None
-        return np.array([cells[keys[label]] for label in members])
+            for label in array.tolist():
+                found.setdefault(find(label), {})[label] = None
+        return [np.array(list(members)) for members in found.values()]
 
     def _slices(
         self, group_of: np.ndarray, unit_of: np.ndarray
@@ -245,28 +262,20 @@ class _Conclusion:
         return reasons
 
 
-def _is_even(array: np.ndarray) -> bool:
-    """Whether every row holds the same classes equally often, so that any removal is even."""
-    ordered = np.sort(array, axis=1)
-    return bool((ordered == ordered[:1]).all())
+def _quota(array: np.ndarray) -> Quota:
+    """What it takes that all rows lose the same; classes that lie in every row equally often are left out."""
+    labels, place = np.unique(array, return_inverse=True)
+    counts = np.zeros((len(array), len(labels)), np.int64)
+    np.add.at(counts, (np.arange(len(array))[:, None], place.reshape(array.shape)), 1)
+    uneven = np.unique(len(array) * counts - counts.sum(axis=0), axis=0)
+    matters = uneven.any(axis=0) & (labels != 0)
+    return labels[matters], uneven[:, matters]
 
 
-def _distinct(array: np.ndarray) -> np.ndarray:
-    """The array without rows that hold the same classes as another: they lose the same (heads that share keys)."""
-    _, first = np.unique(np.sort(array, axis=1), axis=0, return_index=True)
-    return np.ascontiguousarray(array[np.sort(first)])
-
-
-def _row_of_each(array: np.ndarray) -> dict[int, int] | None:
-    """The row that each class lies in; None where one lies in several, or some lie in a row more often than others."""
-    rows: dict[int, int] = {}
-    times: dict[int, int] = {}
-    for number, row in enumerate(array.tolist()):
-        for label in row:
-            if rows.setdefault(label, number) != number:
-                return None
-            times[label] = times.get(label, 0) + 1
-    return rows if len(set(times.values())) == 1 else None
+def _is_piece(flags: np.ndarray) -> bool:
+    """Whether a part of the line is flagged, all of it one after the other."""
+    flagged = np.flatnonzero(flags)
+    return 0 < len(flagged) < len(flags) and bool(flagged[-1] - flagged[0] == len(flagged) - 1)
 
 
 def _homes_by_label(homes: list[Home], num: int) -> np.ndarray:

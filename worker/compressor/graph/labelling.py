@@ -34,6 +34,7 @@ class Evidence:
     homes: list[Home] = field(default_factory=list)
     marks: list[Mark] = field(default_factory=list)
     quotas: list[np.ndarray] = field(default_factory=list)
+    interleaved: list[np.ndarray] = field(default_factory=list)
     pins: list[tuple[np.ndarray, str]] = field(default_factory=list)
     inexact: list[tuple[np.ndarray, str]] = field(default_factory=list)
     contracted: list[np.ndarray] = field(default_factory=list)
@@ -133,6 +134,8 @@ class Labelling(Products):
                     array = first
             narrows = self._narrows(node, output, source, axes) if len(axes) > 1 else None
             found.append(Layer(array, tuple(axes), narrows))
+            if len(axes) == 1:
+                self.evidence.interleaved += _interleaved(source)
         self.moved[output] = found
         return list(found)
 
@@ -174,6 +177,16 @@ class Labelling(Products):
         a, b = self._find(one), self._find(other)
         if a != b:
             self._parent[max(a, b)] = min(a, b)  # 0 wins: what meets the unremovable cannot be removed
+
+
+def _interleaved(layer: Layer) -> list[np.ndarray]:
+    """Rows of labels that take turns where the layer is made one line: [n, R] lies as n times one of each row."""
+    after = [axis for axis in layer.axes if axis > layer.narrowed]
+    if not after:
+        return []
+    length = layer.array.shape[layer.narrowed]
+    num_rows = int(np.prod([layer.array.shape[axis] for axis in after]))
+    return [np.ascontiguousarray(lines.T) for lines in layer.array.reshape(-1, length, num_rows)]
 
 
 def _extended(array: np.ndarray, source: Layer) -> np.ndarray:

@@ -54,7 +54,7 @@ def cut(network: Network, analysis: Analysis, kept: Mapping[int, Sequence[int] |
     """The network with only these units of the named groups (others keep all). `network` is not changed.
 
     Raises:
-        GraphError: if a group would lose all units, unequal numbers per block, or the cut cannot be carried through.
+        GraphError: if a group would lose all units or unequal numbers per row, or the cut cannot be carried through.
     """
     chosen = {group: np.unique(np.asarray(units, np.int64)) for group, units in kept.items()}
     _check(analysis, chosen)
@@ -134,10 +134,8 @@ def _check(analysis: Analysis, kept: Mapping[int, np.ndarray]) -> None:
         group = analysis.groups[number]
         if not len(units) or units[0] < 0 or units[-1] >= group.num_units:
             raise GraphError(f"group {number} has {group.num_units} units; at least one of them is kept")
-        if group.blocks is not None and len(units) < group.num_units:
-            counts = np.bincount(group.blocks[units], minlength=int(group.blocks.max()) + 1)
-            if len(set(counts.tolist())) > 1:
-                raise GraphError(f"group {number} would keep unequal numbers per block: {counts.tolist()}")
+        if not group.partition.is_even(np.setdiff1d(np.arange(group.num_units), units)):
+            raise GraphError(f"group {number} would lose unequal numbers of the parts of a grouped operator or reshape")
 
 
 def _zeroed_axes(analysis: Analysis) -> dict[str, frozenset[int]]:

@@ -9,6 +9,8 @@ from typing import Literal
 
 import numpy as np
 
+from worker.compressor.graph.partition import Bundle, Partition
+
 
 def rounding_step(width: int, round_to: int | Literal["auto"]) -> int:
     """Widths are kept to multiples of this: `auto` is 8 for layers 64 wide or more, 4 from 16, else 1.
@@ -22,11 +24,16 @@ def rounding_step(width: int, round_to: int | Literal["auto"]) -> int:
 
 @dataclass(frozen=True)
 class Choice:
-    """One group that may be cut: `scores` `[num_units]`, and `blocks` (unit → block) where each block keeps equally many."""
+    """One group that may be cut: `scores` `[num_units]`, and the `partition` that says what may go together.
+
+    Units go in one order, so that each width keeps all that a narrower one does: next goes the bundle of the lowest mean
+    score, the lowest units of each block. Bundles that narrow the layers alike go as many at once as it takes to leave
+    multiples of `step`.
+    """
 
     group: int
     scores: np.ndarray
-    blocks: np.ndarray | None
+    partition: Partition
     step: int
 
     @property
@@ -35,15 +42,10 @@ class Choice:
         return len(self.scores)
 
     @cached_property
-    def num_blocks(self) -> int:
-        """How many blocks there are; 1 where any units may be kept."""
-        return 1 if self.blocks is None else int(self.blocks.max()) + 1
-
-    @cached_property
     def counts(self) -> tuple[int, ...]:
-        """The numbers of units that may be kept, rising: multiples of the step (and of the blocks), and all of them."""
-        step = math.lcm(self.step, self.num_blocks)
-        return (*range(step, self.num_units, step), self.num_units)
+        """The numbers of units that may be kept, rising; the last is all of them."""
+        gone = np.cumsum([len(units) for units in self._removals])
+        return (*(self.num_units - gone[::-1]).tolist(), self.num_units)
 
     @cached_property
     def relative(self) -> np.ndarray:
@@ -60,12 +62,73 @@ class Choice:
         return next((allowed for allowed in self.counts if allowed > count), None)
 
     def units(self, count: int) -> np.ndarray:
-        """The units to keep, rising: the best of each block; ties go to the lower number."""
-        blocks = np.zeros(self.num_units, int) if self.blocks is None else self.blocks
-        share = count // self.num_blocks
-        kept = []
-        for block in range(self.num_blocks):
-            members = np.flatnonzero(blocks == block)
-            best = np.argsort(-self.scores[members], kind="stable")[:share]
-            kept.append(members[best])
-        return np.sort(np.concatenate(kept))
+        """The units to keep, rising; `count` is one of `counts`."""
+        kept = np.ones(self.num_units, bool)
+        for units in self._removals[: len(self.counts) - 1 - self.counts.index(count)]:
+            kept[units] = False
+        return np.flatnonzero(kept)
+
+    @cached_property
+    def _removals(self) -> list[np.ndarray]:
+        """The units that go in each removal, in order."""
+        queues = _Queues(self.scores, self.partition)
+        alike: dict[bytes, list[Bundle]] = {}
+        for bundle in self.partition.bundles:
+            alike.setdefault(self._narrowing(bundle).tobytes(), []).append(bundle)
+        stocks = [_Stock(bundles, self._at_once(bundles[0])) for bundles in alike.values()]
+        found = []
+        while offers := [(offer, stock) for stock in stocks if (offer := stock.offer(queues)) is not None]:
+            (sizes, spare), stock = min(offers, key=lambda pair: queues.mean(pair[0][0]))
+            stock.spare = spare
+            found.append(queues.take(sizes))
+        return found
+
+    def _narrowing(self, bundle: Bundle) -> np.ndarray:
+        """By how much each layer gets narrower, `[L]`."""
+        return self.partition.widths @ bundle.sizes
+
+    def _at_once(self, bundle: Bundle) -> int:
+        """The fewest such bundles that are a multiple of the step in every layer."""
+        return self.step // math.gcd(self.step, *self._narrowing(bundle).tolist())
+
+
+class _Queues:
+    """The units of each block, those with the lowest scores first; of equal scores the lower number goes last."""
+
+    def __init__(self, scores: np.ndarray, partition: Partition) -> None:
+        self._order = np.lexsort((-np.arange(len(scores)), scores, partition.blocks))
+        self._sums = np.concatenate([[0.0], np.cumsum(scores[self._order])])
+        self._at = np.cumsum(partition.sizes) - partition.sizes
+
+    def mean(self, sizes: np.ndarray, after: np.ndarray | int = 0) -> float:
+        """The mean score of the next units, `sizes` of each block, when those of `after` have gone."""
+        start = self._at + after
+        return float((self._sums[start + sizes] - self._sums[start]).sum() / sizes.sum())
+
+    def take(self, sizes: np.ndarray) -> np.ndarray:
+        """The next units."""
+        units = [self._order[start : start + size] for start, size in zip(self._at, sizes, strict=True) if size]
+        self._at = self._at + sizes
+        return np.concatenate(units)
+
+
+class _Stock:
+    """Bundles that narrow the layers alike; `spare` says how many of each may still go."""
+
+    def __init__(self, bundles: list[Bundle], at_once: int) -> None:
+        self._bundles, self._at_once = bundles, at_once
+        self._least = sum(bundle.least for bundle in bundles)
+        self.spare = [bundle.times - bundle.least for bundle in bundles]
+
+    def offer(self, queues: _Queues) -> tuple[np.ndarray, list[int]] | None:
+        """The fewest that leave a multiple, by the lowest scores, and what is spare then; None where more have to stay."""
+        spare, sizes = list(self.spare), np.zeros_like(self._bundles[0].sizes)
+        number = (sum(spare) + self._least - 1) % self._at_once + 1
+        if number > sum(spare):
+            return None
+        for _ in range(number):
+            possible = [index for index, left in enumerate(spare) if left]
+            best = min(possible, key=lambda index: queues.mean(self._bundles[index].sizes, sizes))
+            spare[best] -= 1
+            sizes = sizes + self._bundles[best].sizes
+        return sizes, spare

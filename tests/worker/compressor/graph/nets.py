@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from worker.compressor.graph.channels import Group
 from worker.compressor.graph.importers import import_model
 from worker.compressor.graph.network import Network
 
@@ -261,13 +263,7 @@ def difference(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.abs(a - b).max(initial=0.0) / max(float(np.abs(a).max(initial=0.0)), 1e-12))
 
 
-def random_kept(groups: object, share: float, seed: int = 0) -> dict[int, np.ndarray]:
-    """Random units of every group, equal numbers per block where a group has blocks."""
+def random_kept(groups: Iterable[Group], share: float, seed: int = 0) -> dict[int, np.ndarray]:
+    """Random units of every group, as its partition allows."""
     rng = np.random.default_rng(seed)
-    kept = {}
-    for group in groups:  # type: ignore[attr-defined]
-        blocks = np.zeros(group.num_units, int) if group.blocks is None else group.blocks
-        each = max(1, round(share * np.bincount(blocks).min()))
-        rows = [rng.permutation(np.flatnonzero(blocks == block))[:each] for block in range(blocks.max() + 1)]
-        kept[group.id] = np.sort(np.concatenate(rows))
-    return kept
+    return {group.id: group.partition.draw(share, rng) for group in groups}

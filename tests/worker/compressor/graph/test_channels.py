@@ -42,8 +42,8 @@ class TestGroups:
         network, _ = nets.load(nets.Shuffle, tmp_path)
         groups = {group.layers: group for group in analyse(network, network.sample_shapes).groups}
         shuffled = groups[("/a/Conv",)]
-        assert shuffled.num_units == 24 and np.bincount(shuffled.blocks).tolist() == [6, 6, 6, 6]
-        assert np.bincount(groups[("/b/Conv",)].blocks).tolist() == [8, 8]
+        assert shuffled.num_units == 24 and shuffled.partition.sizes.tolist() == [6, 6, 6, 6]
+        assert groups[("/b/Conv",)].partition.sizes.tolist() == [8, 8]
 
     def test_picked_and_split_channels_stay_independent(self, tmp_path):
         network, _ = nets.load(nets.Permuted, tmp_path)

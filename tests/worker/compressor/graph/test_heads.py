@@ -70,13 +70,13 @@ def groups_of(kind, folder):
 class TestAttend:
     def test_heads_get_narrower_alike_and_queries_with_their_keys(self, tmp_path):
         inner, values = groups_of(Heads(value=6), tmp_path)
-        assert len(inner.layers) == 2 and np.bincount(inner.blocks).tolist() == [8] * 4 and inner.contracted
-        assert len(values.layers) == 1 and np.bincount(values.blocks).tolist() == [6] * 4 and not values.contracted
+        assert len(inner.layers) == 2 and inner.partition.sizes.tolist() == [8] * 4 and inner.contracted
+        assert len(values.layers) == 1 and values.partition.sizes.tolist() == [6] * 4 and not values.contracted
 
     @pytest.mark.parametrize("rank", [3, 4])
     def test_shared_keys_have_a_unit_for_each_key(self, rank, tmp_path):
         inner, values = groups_of(Heads(num_keys=2, rank=rank), tmp_path)
-        assert inner.num_units == values.num_units == 16 and np.bincount(inner.blocks).tolist() == [8] * 2
+        assert inner.num_units == values.num_units == 16 and inner.partition.sizes.tolist() == [8] * 2
 
     def test_narrower_heads_keep_the_scale_of_whole_ones(self, tmp_path):
         for number, kind in enumerate([Heads(), Heads(attributes={"scale": 0.3})]):

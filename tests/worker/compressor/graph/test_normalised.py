@@ -38,9 +38,9 @@ class TestCut:
             {g.num_units: g for g in analyse(network, network.sample_shapes).groups}
             for network in (nets.load(kind, tmp_path)[0] for kind in normed_nets.ALL)
         )
-        assert short[4].exact and short[4].blocks is None
-        assert not long[40].exact and np.bincount(long[40].blocks).tolist() == [20, 20]
-        assert single[24].exact and single[24].blocks is None
+        assert short[4].exact and len(short[4].partition.sizes) == 1
+        assert not long[40].exact and long[40].partition.sizes.tolist() == [20, 20]
+        assert single[24].exact and len(single[24].partition.sizes) == 1
         assert not layer[16].exact and "LayerNormalization" in layer[16].inexact_because and layer[24].exact
 
 

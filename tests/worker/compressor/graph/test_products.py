@@ -1,4 +1,3 @@
-import numpy as np
 import pytest
 
 from tests.worker.compressor.graph import attention_nets, nets
@@ -36,7 +35,7 @@ class TestAttention:
     def test_heads_get_narrower_alike_and_queries_with_their_keys(self, tmp_path):
         groups = groups_of(attention_nets.Heads, tmp_path)
         inner = groups["/q/MatMul", "/k/MatMul"]
-        assert inner.num_units == 32 and np.bincount(inner.blocks).tolist() == [8] * 4 and inner.contracted
+        assert inner.num_units == 32 and inner.partition.sizes.tolist() == [8] * 4 and inner.contracted
         assert not groups["/v/MatMul",].contracted
 
     def test_shared_keys_have_a_unit_for_each_key(self, tmp_path):

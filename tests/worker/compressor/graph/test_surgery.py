@@ -109,11 +109,11 @@ class TestCut:
         with pytest.raises(GraphError, match="at least one"):
             cut(network, analysis, {0: []})
 
-    def test_unequal_numbers_per_block_are_refused(self, tmp_path):
+    def test_unequal_numbers_per_row_are_refused(self, tmp_path):
         network, _ = nets.load(nets.Shuffle, tmp_path)
         analysis = analyse(network, network.sample_shapes)
-        group = next(group for group in analysis.groups if group.blocks is not None)
-        with pytest.raises(GraphError, match="per block"):
+        group = next(group for group in analysis.groups if len(group.partition.sizes) > 1)
+        with pytest.raises(GraphError, match="unequal numbers"):
             cut(network, analysis, {group.id: np.arange(group.num_units - 1)})
 
 

@@ -44,7 +44,7 @@ class TestWeigh:
     def test_a_matrix_for_each_head_has_channels_of_its_own(self, tmp_path):
         groups = groups_of(weighing_nets.heads_first, tmp_path)
         inner = groups["/einsum2", "/einsum3"]
-        assert np.bincount(inner.blocks).tolist() == [weighing_nets.INNER] * weighing_nets.HEADS
+        assert inner.partition.sizes.tolist() == [weighing_nets.INNER] * weighing_nets.HEADS
         assert inner.contracted and not groups["/einsum4",].contracted
 
     def test_an_axis_of_heads_that_a_matrix_makes_is_one_of_whole_heads(self, tmp_path):

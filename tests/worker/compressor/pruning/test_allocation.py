@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from worker.compressor.errors import TargetUnreachable
+from worker.compressor.graph.partition import partition
 from worker.compressor.pruning.allocation import allocate
 from worker.compressor.pruning.choices import Choice, rounding_step
 
@@ -25,9 +26,17 @@ class Chain:
         }
 
 
-def choices(widths, step=1, seed=0, blocks=None):
+def choice(scores, step=1, rows=None, group=0):
+    """One layer's units, of which one has to stay; `rows` says in which row each lies, all of which must lose the same."""
+    num = len(scores)
+    member = np.zeros((1, num), int) if rows is None else (np.unique(rows)[:, None] == rows).astype(int)
+    parts = partition(len(member) * member - member.sum(axis=0), np.ones((1, num), int))
+    return Choice(group, np.asarray(scores, float), parts.keeping([np.ones(len(parts.sizes), bool)]), step)
+
+
+def choices(widths, step=1, seed=0):
     rng = np.random.default_rng(seed)
-    return [Choice(i, rng.random(w) * (i + 1), blocks, step) for i, w in enumerate(widths)]
+    return [choice(rng.random(w) * (i + 1), step, group=i) for i, w in enumerate(widths)]
 
 
 class TestAllocate:
@@ -48,10 +57,10 @@ class TestAllocate:
             return
         kept = allocate(options, model, {"macs": ceiling}, scope)
         assert model(kept)["macs"] <= ceiling
-        for choice in options:
-            assert kept[choice.group] in choice.counts
-            wider = choice.above(kept[choice.group])
-            assert wider is None or model(kept | {choice.group: wider})["macs"] > ceiling
+        for option in options:
+            assert kept[option.group] in option.counts
+            wider = option.above(kept[option.group])
+            assert wider is None or model(kept | {option.group: wider})["macs"] > ceiling
 
     def test_all_ceilings_are_met(self):
         model, options = Chain([8, 8, 8]), choices([8, 8, 8])
@@ -60,7 +69,7 @@ class TestAllocate:
         assert all(found[name] <= ceiling for name, ceiling in ceilings.items())
 
     def test_a_global_cut_takes_the_lowest_relative_scores(self):
-        options = [Choice(0, np.array([9.0, 9, 9, 9]), None, 1), Choice(1, np.array([1.0, 0.1, 0.1, 1]), None, 1)]
+        options = [choice([9, 9, 9, 9]), choice([1, 0.1, 0.1, 1], group=1)]
         kept = allocate(options, lambda kept: {"params": sum(kept.values())}, {"params": 6}, "global")
         assert kept == {0: 4, 1: 2} and options[1].units(2).tolist() == [0, 3]
 
@@ -70,7 +79,7 @@ class TestAllocate:
         assert kept == {0: 5, 1: 10, 2: 20}
 
     def test_no_layer_is_wiped_out_while_the_target_can_be_met_without(self):
-        options = [Choice(0, np.full(20, 1.0), None, 1), Choice(1, np.append(np.full(19, 1e-6), 1.0), None, 1)]
+        options = [choice(np.ones(20)), choice(np.append(np.full(19, 1e-6), 1.0), group=1)]
         kept = allocate(options, lambda kept: {"params": sum(kept.values())}, {"params": 12}, "global")
         assert kept[1] >= 4
 
@@ -83,18 +92,20 @@ class TestAllocate:
 
 class TestChoice:
     def test_counts_are_multiples_and_the_whole(self):
-        assert Choice(0, np.ones(10), None, 4).counts == (4, 8, 10)
-        assert Choice(0, np.ones(6), None, 8).counts == (6,)
+        assert choice(np.ones(10), 4).counts == (4, 8, 10)
+        assert choice(np.ones(6), 8).counts == (6,)
 
-    def test_every_block_keeps_equally_many_of_its_best(self):
-        blocks = np.array([0, 1, 0, 1, 0, 1])
-        choice = Choice(0, np.array([1.0, 9, 3, 8, 2, 7]), blocks, 1)
-        assert choice.counts == (2, 4, 6)
-        assert choice.units(2).tolist() == [1, 2] and choice.units(4).tolist() == [1, 2, 3, 4]
+    def test_every_row_keeps_equally_many_of_its_best(self):
+        found = choice([1, 9, 3, 8, 2, 7], rows=np.array([0, 1, 0, 1, 0, 1]))
+        assert found.counts == (2, 4, 6)
+        assert found.units(2).tolist() == [1, 2] and found.units(4).tolist() == [1, 2, 3, 4]
 
-    def test_widths_stay_multiples_with_blocks(self):
-        choice = Choice(0, np.ones(48), np.arange(48) % 3, 8)
-        assert all(count % math.lcm(8, 3) == 0 for count in choice.counts)
+    def test_widths_stay_multiples_with_rows(self):
+        found = choice(np.ones(48), 8, rows=np.arange(48) % 3)
+        assert found.counts == (24, 48) and all(count % math.lcm(8, 3) == 0 for count in found.counts)
+
+    def test_equal_scores_keep_the_lower_numbers(self):
+        assert choice(np.ones(5)).units(2).tolist() == [0, 1]
 
     @pytest.mark.parametrize(
         ("width", "asked", "step"),

@@ -5,6 +5,7 @@ import pytest
 
 from worker.compressor.errors import UnknownPlugin
 from worker.compressor.graph.channels import Group, Slice
+from worker.compressor.graph.partition import partition
 from worker.compressor.pruning.criteria import CRITERIA
 
 RNG = np.random.default_rng(0)
@@ -17,7 +18,7 @@ TENSORS = {
 UNITS = {"read": np.repeat(np.arange(4), 2), "grouped": np.array([[0, 1], [2, -1]])}
 GROUP = Group(
     0,
-    4,
+    partition(np.zeros((0, 4), int), np.ones((1, 4), int)),
     (
         Slice("made", "a", 0, np.arange(4), "produces"),
         Slice("bias", "a", 0, np.arange(4), "produces"),

@@ -52,9 +52,13 @@ class Channels(Structure):
             for group in analysis.groups
             if group.id not in reasons
         ]
-        widths = allocation.allocate(
-            options, lambda kept: {name: costs[name](dict(kept)) for name in ceilings}, ceilings, prune.scope
-        )
+        by_group = {option.group: option for option in options}
+
+        def price(widths: Mapping[int, int]) -> dict[str, int]:
+            kept = {group: by_group[group].units(width) for group, width in widths.items()}
+            return {name: costs[name](kept) for name in ceilings}
+
+        widths = allocation.allocate(options, price, ceilings, prune.scope)
         kept = {o.group: o.units(widths[o.group]) for o in options if widths[o.group] < o.num_units}
         if not kept:
             raise NothingRemoved("the network meets the target already, so nothing was removed")
@@ -63,7 +67,7 @@ class Channels(Structure):
 
     def _option(self, network: Network, group: Group, prune: Prune, rng: np.random.Generator) -> Widths:
         scores = CRITERIA.get(prune.criterion)().scores(group, network.tensors, rng)
-        return Widths(group.id, scores, group.blocks, rounding_step(group.num_units, prune.round_to))
+        return Widths(group.id, scores, group.partition, rounding_step(group.num_units, prune.round_to))
 
 
 def _reasons(analysis: Analysis, prune: Prune) -> dict[int, str]:
