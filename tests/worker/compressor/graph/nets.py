@@ -112,6 +112,54 @@ class Shuffle(nn.Module):
         return self.head(functional.relu(self.b(x)).mean((2, 3)))
 
 
+class ShuffleStem(nn.Module):
+    """Grouped convolutions over a stem and branches concatenated with it, a shuffle within: quotas that cross."""
+
+    shape = (3, 8, 8)
+    groups = 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        g = self.groups
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.a, self.b, self.c = (
+            nn.Conv2d(8, 32, 1, groups=g),
+            nn.Conv2d(32, 32, 3, padding=1, groups=32),
+            nn.Conv2d(32, 56, 1, groups=g),
+        )
+        self.d, self.e = nn.Conv2d(64, 32, 1, groups=g), nn.Conv2d(32, 64, 1, groups=g)
+        self.head = nn.Linear(64, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.stem(x))
+        y = torch.relu(self.a(x))
+        n, c, h, w = y.shape
+        y = y.view(n, self.groups, c // self.groups, h, w).transpose(1, 2).reshape(n, c, h, w)
+        x = torch.cat([x, self.c(self.b(y))], 1)
+        return self.head(torch.relu(x + self.e(torch.relu(self.d(x)))).mean((2, 3)))
+
+
+class ShuffleSplit(nn.Module):
+    """Half of the channels go by, the other half through layers, and both are interleaved again."""
+
+    shape = (3, 8, 8)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 32, 3, padding=1)
+        self.a, self.b = nn.Conv2d(16, 12, 3, padding=1), nn.Conv2d(12, 16, 1)
+        self.c, self.head = nn.Conv2d(16, 16, 1), nn.Linear(32, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.stem(x))
+        for branch in (lambda y: self.b(torch.relu(self.a(y))), self.c):
+            stay, go = x.chunk(2, 1)
+            x = torch.cat([stay, torch.relu(branch(go))], 1)
+            n, c, h, w = x.shape
+            x = x.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)
+        return self.head(x.mean((2, 3)))
+
+
 class Nhwc(nn.Module):
     """Channels last, as TensorFlow exports have it: transposes around convolutions, flatten in NHWC order."""
 
@@ -194,7 +242,7 @@ class Tables(nn.Module):
         return self.head(torch.relu(self.b(x)).mean((2, 3)))
 
 
-ALL = [Tables, Permuted, Plain, Residual, Dense, Separable, Shuffle, Nhwc, Shared, Sequence]
+ALL = [Tables, Permuted, Plain, Residual, Dense, Separable, Shuffle, ShuffleStem, ShuffleSplit, Nhwc, Shared, Sequence]
 
 
 def build(kind: type[nn.Module], seed: int = 0) -> nn.Module:

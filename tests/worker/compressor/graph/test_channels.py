@@ -45,6 +45,13 @@ class TestGroups:
         assert shuffled.num_units == 24 and shuffled.partition.sizes.tolist() == [6, 6, 6, 6]
         assert groups[("/b/Conv",)].partition.sizes.tolist() == [8, 8]
 
+    def test_a_stem_beside_grouped_branches_goes_with_more_of_them(self, tmp_path):
+        network, _ = nets.load(nets.ShuffleStem, tmp_path)
+        analysis = analyse(network, network.sample_shapes)
+        assert not analysis.kept_because.keys() & {"/stem/Conv", "/a/Conv", "/c/Conv", "/d/Conv", "/e/Conv"}
+        outer = next(group for group in analysis.groups if "/stem/Conv" in group.layers)
+        assert {(int(bundle.sizes.sum()), bundle.times) for bundle in outer.partition.bundles} == {(4, 8), (16, 2)}
+
     def test_picked_and_split_channels_stay_independent(self, tmp_path):
         network, _ = nets.load(nets.Permuted, tmp_path)
         # one channel stays in each half of the split
