@@ -1,6 +1,5 @@
 import math
 
-import numpy as np
 import pytest
 
 from tests.worker.compressor.graph import head_nets, nets

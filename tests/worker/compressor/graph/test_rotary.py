@@ -37,7 +37,9 @@ class TestRotary:
     def test_pairs_go_from_queries_and_keys_of_all_heads(self, kind, tmp_path):
         network, _ = nets.load(kind, tmp_path)
         turned = next(group for group in analyse(network, network.sample_shapes).groups if group.contracted)
-        assert turned.layers == ("/q/MatMul", "/k/MatMul") and len(turned.partition.sizes) == 1 and turned.num_units == 4
+        assert (
+            turned.layers == ("/q/MatMul", "/k/MatMul") and len(turned.partition.sizes) == 1 and turned.num_units == 4
+        )
 
 
 class EveryThird(torch.nn.Module):

@@ -1,6 +1,5 @@
 """Transposed convolutions, whose weight has its inputs along axis 0: plain, in groups, and for each channel by itself."""
 
-import numpy as np
 import pytest
 import torch
 from torch import nn

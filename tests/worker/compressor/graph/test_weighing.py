@@ -1,4 +1,3 @@
-import numpy as np
 import pytest
 
 from tests.worker.compressor.graph import nets, weighing_nets
