@@ -109,6 +109,6 @@ class TestRotate:
         network, _ = head_nets.build(Heads(turned={"rotary_embedding_dim": 4}, by_position=True), tmp_path)
         analysis = analyse(network, network.sample_shapes)
         inner = next(group for group in analysis.groups if group.contracted)
-        smaller = cut(network, analysis, {inner.id: [inner.num_units - 1]}).network
+        smaller = cut(network, analysis, nets.random_kept([inner], 0.0)).network
         turned = [node.attributes["rotary_embedding_dim"] for node in smaller.nodes if node.op == "RotaryEmbedding"]
         assert turned == [2, 2]

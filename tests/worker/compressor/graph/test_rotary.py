@@ -37,9 +37,9 @@ class TestRotary:
     def test_pairs_go_from_queries_and_keys_of_all_heads(self, kind, tmp_path):
         network, _ = nets.load(kind, tmp_path)
         turned = next(group for group in analyse(network, network.sample_shapes).groups if group.contracted)
-        assert (
-            turned.layers == ("/q/MatMul", "/k/MatMul") and len(turned.partition.sizes) == 1 and turned.num_units == 4
-        )
+        pairs_and_others = [2, 4] if kind.__name__ == "Partly" else [4]
+        assert turned.layers == ("/q/MatMul", "/k/MatMul")
+        assert sorted(turned.partition.sizes.tolist()) == pairs_and_others
 
 
 class EveryThird(torch.nn.Module):
@@ -63,8 +63,8 @@ class TestBind:
         analysis = analyse(network, network.sample_shapes)
         group = next(group for group in analysis.groups if "/a/Conv" in group.layers)
         produced = next(piece for piece in group.slices if piece.role == "produces")
-        assert produced.units.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, -1, -1, -1, 3, 3]
-        result = cut(network, analysis, {group.id: [0, 3]})
+        assert produced.units.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4]
+        result = cut(network, analysis, {group.id: [0, 3, 4]})
         error, control = compare(path, result.network, result.weights, nets.samples(network), tmp_path)
         assert error < 1e-5 and control > 1e-3, (error, control)
         assert np.array_equal(result.lines["/Relu_output_0"][0][1], [0, 1, 2, 9, 10, 11, 12, 13])
