@@ -51,12 +51,12 @@ class TestAttention:
 
     def test_a_scale_for_each_head_leaves_its_channels_independent(self, tmp_path):
         inner = groups_of(attention_nets.Tempered, tmp_path)["/q/MatMul", "/k/MatMul"]
-        assert np.bincount(inner.blocks).tolist() == [8] * 4 and inner.exact
+        assert inner.partition.sizes.tolist() == [8] * 4 and inner.exact
 
     def test_a_softmax_over_channels_is_inexact_and_within_heads(self, tmp_path):
         groups = groups_of(attention_nets.Crossed, tmp_path)
         keys = groups["/k/MatMul", "/v/MatMul"]
-        assert "Softmax" in keys.inexact_because and np.bincount(keys.blocks).tolist() == [8] * 4
+        assert "Softmax" in keys.inexact_because and keys.partition.sizes.tolist() == [8] * 4
         assert groups["/q/MatMul",].exact and groups["/q/MatMul",].num_units == 32
 
     def test_what_is_never_zero_is_inexact(self, tmp_path):
