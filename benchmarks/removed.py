@@ -12,17 +12,10 @@ REMOVED = 0.3
 
 
 def random_kept(analysis: Analysis, removed: float | None) -> dict[int, np.ndarray]:
-    """Random units of the exact groups, the same number in each block; None: one unit per block of every group."""
+    """Random units of the exact groups, as their partitions allow; None: every group at its narrowest."""
     rng = np.random.default_rng(1)
-    chosen = {}
-    for group in analysis.groups:
-        if removed is not None and not group.exact:
-            continue
-        blocks = np.zeros(group.num_units, np.int64) if group.blocks is None else group.blocks
-        each = 1 if removed is None else max(1, round((1 - removed) * int(np.bincount(blocks).min())))
-        rows = [rng.permutation(np.flatnonzero(blocks == block))[:each] for block in np.unique(blocks)]
-        chosen[group.id] = np.sort(np.concatenate(rows))
-    return chosen
+    groups = [group for group in analysis.groups if group.exact or removed is None]
+    return {group.id: group.partition.draw(0.0 if removed is None else 1 - removed, rng) for group in groups}
 
 
 def set_to_zero(model: onnx.ModelProto, pruned: onnx.ModelProto) -> onnx.ModelProto | None:
