@@ -190,6 +190,22 @@ class PicksOfEachSample(nn.Module):
 
 
 @listed
+class WeightNorm(nn.Module):
+    """Weights that are divided by their norm, of each output and of all: what `weight_norm` computes in `forward`."""
+
+    shape = SEQUENCE
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.v, self.g = nn.Parameter(torch.randn(8, 10, 3)), nn.Parameter(torch.rand(8, 1, 1) + 1)
+        self.w, self.h = nn.Parameter(torch.randn(4, 14)), nn.Parameter(torch.rand(()) + 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = functional.conv1d(x, torch._weight_norm(self.v, self.g, 0)).relu()
+        return functional.linear(x, torch._weight_norm(self.w, self.h, -1))
+
+
+@listed
 class InPlace(nn.Module):
     """Changes tensors in place, through views as well, of constants and of data."""
 

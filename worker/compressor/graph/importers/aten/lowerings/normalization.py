@@ -81,6 +81,14 @@ def rms_norm(
     return made if weight is None else to.emit("Mul", made, weight)
 
 
+@lowers("_weight_norm")
+def weight_norm(to: Call, v: Tensor, g: Tensor, dim: int = 0) -> ir.Value:
+    """`v * g / |v|`, the norm taken over all axes but `dim`; over all of them where `dim` is -1."""
+    axes = [axis for axis in range(v.rank) if axis != dim]
+    norm = to.emit("ReduceL2", v, axes=axes, keepdims=1)
+    return to.emit("Mul", to.emit("Div", v, norm), g)
+
+
 @lowers("local_response_norm")
 def local_response_norm(
     to: Call, input: Tensor, size: int, alpha: Number = 1e-4, beta: Number = 0.75, k: Number = 1.0
