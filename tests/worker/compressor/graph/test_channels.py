@@ -52,6 +52,10 @@ class TestGroups:
         outer = next(group for group in analysis.groups if "/stem/Conv" in group.layers)
         assert {(int(bundle.sizes.sum()), bundle.times) for bundle in outer.partition.bundles} == {(4, 8), (16, 2)}
 
+    def test_halves_that_are_interleaved_again_are_cut_everywhere(self, tmp_path):
+        network, _ = nets.load(nets.ShuffleSplit, tmp_path)
+        assert list(analyse(network, network.sample_shapes).kept_because) == ["/head/Gemm"]
+
     def test_picked_and_split_channels_stay_independent(self, tmp_path):
         network, _ = nets.load(nets.Permuted, tmp_path)
         # one channel stays in each half of the split

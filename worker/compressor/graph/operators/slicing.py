@@ -146,7 +146,7 @@ def _slice_rewrite(view: CutView, node: Node) -> Rewrites:
         axis %= rank
         if step > 0 and view.shape_now(node.inputs[0])[axis] != before[axis]:
             now = view.positions(node.inputs[0], axis, range(before[axis])[start:end:step])
-            new_starts[index], new_ends[index] = now[0], now[-1] + 1
+            new_starts[index], new_ends[index] = min(now), max(now) + 1  # interleaved rows may have changed places
         elif starts_now and ends_now and (starts_now[index], ends_now[index]) != (start, end):
             new_starts[index], new_ends[index] = start, end  # computed from a length that was cut
     if all(start is None for start in new_starts):
