@@ -162,6 +162,24 @@ def _shuffle(net: Builder, step: Step) -> None:
         net.add(net.reshape(turned, 0, channels, height, width), (channels, height, width))
 
 
+def _shuffle_unit(net: Builder, step: Step) -> None:
+    """Grouped convolutions with a shuffle between them, concatenated with what they read, or added to it."""
+    groups = (2, 3, 4, 8)[step.b % 4]
+    if (found := net.pick(step.a, lambda shape: _picture(shape) and shape[0] % groups == 0)) is None:
+        return
+    x, (channels, height, width) = found
+    inner = groups * (4, 6, 10)[step.c % 3]
+    out = channels if step.c % 2 else 2 * groups
+    made = net.convolution(x, inner, channels // groups, 1, group=groups)
+    apart = net.reshape(made, 0, groups, inner // groups, height, width)
+    mixed = net.reshape(net.node("Transpose", apart, perm=[0, 2, 1, 3, 4]), 0, inner, height, width)
+    made = net.convolution(mixed, out, inner // groups, 1, group=groups)
+    if step.c % 2:
+        net.add(net.node("Add", x, made), (channels, height, width))
+    elif channels + out <= 64:
+        net.add(net.node("Concat", x, made, axis=1), (channels + out, height, width))
+
+
 def _pool(net: Builder, step: Step) -> None:
     if (found := net.pick(step.a, lambda shape: _picture(shape) and shape[1] >= 2)) is not None:
         x, (channels, height, width) = found
@@ -273,7 +291,8 @@ def _mix_positions(net: Builder, step: Step) -> None:
 BUILDERS: dict[str, Callable[[Builder, Step], None]] = {
     "conv": _conv, "depthwise": _depthwise, "transposed": _transposed, "batchnorm": _batchnorm,
     "activation": _activation, "add": _add, "gate": _gate, "concat": _concat, "split": _split, "slice": _slice,
-    "gather": _gather, "shuffle": _shuffle, "pool": _pool, "global_pool": _global_pool, "flatten": _flatten,
+    "gather": _gather, "shuffle": _shuffle, "shuffle_unit": _shuffle_unit,
+    "pool": _pool, "global_pool": _global_pool, "flatten": _flatten,
     "dense": _dense, "to_sequence": _to_sequence, "to_picture": _to_picture, "attention": _attention,
     "layernorm": _layernorm, "mean": _mean, "mix_positions": _mix_positions,
 }  # fmt: skip
