@@ -189,8 +189,10 @@ def _normalised(centred: Any, variance: Any, inner: set[Any], root: nn.Module) -
     x, means = centred.args[0], {value.args[1] for value in deviations}
     if any(value.args[0] is not x for value in deviations) or not all(_calls(mean, torch.mean) for mean in means):
         return None
+    if any(mean.args[0] is not x for mean in means):
+        return None
     num_axes = _last_axes([total, *means], x)
-    if num_axes == 0 or any(mean.args[0] is not x for mean in means):
+    if num_axes == 0:
         return None
 
     def build(graph: fx.Graph) -> fx.Node:
@@ -204,7 +206,7 @@ def _last_axes(means: Iterable[Any], x: Any) -> int:
     """How many of the last axes all of the means are over; 0 where they are over others, or drop them."""
     rank, found = len(x.meta.get(SHAPE, ())), set()
     for mean in means:
-        axes = sorted(axis % rank for axis in mean.args[1]) if rank else []
+        axes = sorted(axis % rank for axis in mean.args[1]) if rank and len(mean.args) == 3 else []
         whole = axes == list(range(rank - len(axes), rank)) and mean.args[2:] == (True,) and not mean.kwargs
         found.add(len(axes) if whole else 0)
     return found.pop() if len(found) == 1 else 0
@@ -318,9 +320,11 @@ def _parts(value: Any, root: nn.Module) -> Iterator[tuple[Callable[..., Any], An
     """What a product, a quotient by a number, or a small power is made of."""
     if _calls(value, operator.mul):
         yield from ((operator.mul, part) for part in value.args)
-    elif _calls(value, operator.truediv) and (_number(value.args[1], root) or _is_size(value.args[1])):
-        yield operator.mul, value.args[0]
-        yield operator.truediv, value.args[1]
+    elif _calls(value, operator.truediv):
+        divisor = _number(value.args[1], root)
+        if divisor or (divisor is None and _is_size(value.args[1])):
+            yield operator.mul, value.args[0]
+            yield operator.truediv, value.args[1]
     elif _calls(value, torch.pow) and _number(value.args[1], root) in (2.0, 3.0):
         yield from [(operator.mul, value.args[0])] * int(_number(value.args[1], root) or 0)
 

@@ -353,6 +353,11 @@ def norm_of_cubes(m, x):
     return centred / torch.sqrt(centred.pow(3).mean(-1, keepdim=True).abs() + 1e-5)
 
 
+def norm_of_a_number(m, x):
+    centred = 1.0 - x.mean(-1, keepdim=True)
+    return centred / torch.sqrt(centred.pow(2).mean(-1, keepdim=True) + 1e-5)
+
+
 def norm_with_centre_read(m, x):
     centred = x - x.mean(-1, keepdim=True)
     return centred / torch.sqrt(centred.pow(2).mean(-1, keepdim=True) + 1e-5) + centred
@@ -400,6 +405,7 @@ ALIKE = [
     (functional.silu, [gate_of_another, gate_read_twice]),
     (functional.hardswish, [clip_elsewhere, clip_of_another]),
     (NORM, [norm_over_first, norm_of_two_spans, norm_not_centred, norm_of_cubes, norm_with_centre_read, norm_inverted]),
+    (NORM, [norm_of_a_number]),
     (ATTENTION, [softmax_over_queries, chances_read_elsewhere, mask_before_scale, scale_for_each_query]),
     (ATTENTION, [mask_that_widens, one_key_for_all]),
 ]
@@ -421,6 +427,11 @@ class TestWhatLooksAlike:
         module = to_module(network)
         assert [node.args[2] for node in module.graph.nodes if node.target is NORM] == [None]
         assert_same(network)
+
+    def test_a_division_by_zero_is_left_to_torch(self, tmp_path):
+        network, _ = spelled(lambda m, x: torch.clip(x / 0.0 * 0.5, -1.0, 1.0), tmp_path)
+        x = torch.from_numpy(nets.samples(network)["x"])
+        assert torch.equal(to_module(network)(x)[0], torch.sign(x))
 
     def test_a_value_that_is_asked_for_is_still_there(self, tmp_path):
         """The erf in the middle is an output of the network."""
