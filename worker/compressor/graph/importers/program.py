@@ -19,6 +19,7 @@ from torch.export.graph_signature import ConstantArgument, OutputKind
 from torch.utils import _pytree as pytree
 
 from worker.compressor.errors import ImportFailed
+from worker.compressor.graph.importers.half_products import part_products
 from worker.compressor.graph.importers.layer_names import name_layers
 from worker.compressor.graph.importers.onnx import try_once
 from worker.compressor.graph.importers.program_archive import harmless_copy
@@ -53,6 +54,7 @@ def import_program(path: Path, signature: Signature | None) -> Network:
     for name, origin in network.origins.items():
         network.origins[name] = dataclasses.replace(origin, source=sources.get(origin.source, origin.source))
     network.structure = structure
+    part_products(network)
     name_layers(network)
     try_once(network, signature or sizes.signature())
     check_nothing_lost(network, program, sizes)

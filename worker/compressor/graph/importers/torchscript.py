@@ -18,6 +18,7 @@ from worker.compressor.graph.evaluation import run
 from worker.compressor.graph.importers.archive import check_archive
 from worker.compressor.graph.importers.arguments import Arguments, Signature, read_arguments
 from worker.compressor.graph.importers.exported import export
+from worker.compressor.graph.importers.half_products import part_products
 from worker.compressor.graph.importers.inlined import convert
 from worker.compressor.graph.importers.layer_names import name_layers
 from worker.compressor.graph.importers.onnx import try_once
@@ -69,6 +70,7 @@ def import_torchscript(path: Path, signature: Signature | None) -> Network:
         try:
             network = route(module, arguments, structure)
             network.structure = structure
+            part_products(network)
             _check_nothing_lost(network, module, arguments)
             name_layers(network)
             try_once(network, arguments.rows)

@@ -1,4 +1,6 @@
 import enum
+import subprocess
+import sys
 import warnings
 import zipfile
 
@@ -12,6 +14,7 @@ from worker.compressor.errors import ImportFailed
 from worker.compressor.graph.channels import analyse
 from worker.compressor.graph.counts import count
 from worker.compressor.graph.evaluation import run
+from worker.compressor.graph.exporters.onnx import write_onnx
 from worker.compressor.graph.exporters.torchscript import write_torchscript
 from worker.compressor.graph.importers import import_model
 from worker.compressor.graph.surgery import cut
@@ -86,7 +89,33 @@ def by_another_author(path):
     return path
 
 
+class TimeFirst(nn.Module):
+    """A recurrent layer over batches first, whose result is transposed in front of a linear layer."""
+
+    shape = (5, 6)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell, self.head = nn.LSTM(6, 8, batch_first=True), nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.cell(x)[0])
+
+
 class TestImport:
+    def test_a_half_network_that_transposes_before_a_product_runs_in_onnxruntime(self, tmp_path):
+        path = save(nets.build(TimeFirst).half(), "script", tmp_path / "m.pt")
+        signature = [{"name": "x", "dtype": "float16", "shape": ["batch", 5, 6]}]
+        network, _ = import_model(path, "torchscript", signature)
+        write_onnx(network, tmp_path / "m.onnx")
+        script = (
+            "import sys, numpy, onnxruntime; s = onnxruntime.InferenceSession(sys.argv[1])\n"
+            "assert s.run(None, {'x': numpy.ones((3, 5, 6), numpy.float16)})[0].shape == (3, 5, 4)"
+        )
+        command = [sys.executable, "-c", script, str(tmp_path / "m.onnx")]
+        out = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)  # it may crash
+        assert out.returncode == 0, out.stderr
+
     def test_decides_by_the_members_of_an_unknown_enumeration(self, tmp_path):
         live = nets.build(Arranged)
         path = by_another_author(save(live, "script", tmp_path / "m.pt"))
