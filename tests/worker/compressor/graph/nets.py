@@ -116,11 +116,10 @@ class ShuffleStem(nn.Module):
     """Grouped convolutions over a stem and branches concatenated with it, a shuffle within: quotas that cross."""
 
     shape = (3, 8, 8)
-    groups = 4
 
     def __init__(self) -> None:
         super().__init__()
-        g = self.groups
+        self.groups = g = 4
         self.stem = nn.Conv2d(3, 8, 3, padding=1)
         self.a, self.b, self.c = (
             nn.Conv2d(8, 32, 1, groups=g),
@@ -152,12 +151,16 @@ class ShuffleSplit(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = torch.relu(self.stem(x))
-        for branch in (lambda y: self.b(torch.relu(self.a(y))), self.c):
-            stay, go = x.chunk(2, 1)
-            x = torch.cat([stay, torch.relu(branch(go))], 1)
-            n, c, h, w = x.shape
-            x = x.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)
+        stay, go = x.chunk(2, 1)
+        x = interleaved(torch.cat([stay, torch.relu(self.b(torch.relu(self.a(go))))], 1))
+        stay, go = x.chunk(2, 1)
+        x = interleaved(torch.cat([stay, torch.relu(self.c(go))], 1))
         return self.head(x.mean((2, 3)))
+
+
+def interleaved(x: torch.Tensor) -> torch.Tensor:
+    n, c, h, w = x.shape
+    return x.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)
 
 
 class Nhwc(nn.Module):
