@@ -118,10 +118,10 @@ class _Conclusion:
         """Classes that are decided on together, and their partition. Those that can never go are pinned, and left out."""
         is_free = self.produced.copy()
         is_free[list(self.reasons)] = False
-        made = {array.tobytes(): array for array in self._made()}
+        made = [self.classes[mark.labels].reshape(-1) for mark in self.evidence.marks if mark.role == "produces"]
         bound = [(is_free[labels], labels, uneven) for labels, uneven in self.quotas]
         quotas = [(labels[free], uneven[:, free]) for free, labels, uneven in bound if free.any()]
-        layers = [array[is_free[array]] for array in made.values()]
+        layers = [array[is_free[array]] for array in {array.tobytes(): array for array in made}.values()]
         components = self._components([*layers, *(labels for labels, _ in quotas)])
         number_of, place = np.full(self.num, -1), np.full(self.num, -1)
         for number, members in enumerate(components):
@@ -143,9 +143,6 @@ class _Conclusion:
         dead = [label for members, parts in found for label in members[~parts.can_go].tolist()]
         self._stay(dead, _UNEVEN)
         return self._parts() if dead else found
-
-    def _made(self) -> list[np.ndarray]:
-        return [self.classes[mark.labels].reshape(-1) for mark in self.evidence.marks if mark.role == "produces"]
 
     def _stay(self, labels: list[int], why: str) -> None:
         for label in labels:
@@ -250,13 +247,15 @@ class _Conclusion:
     def _kept_because(self, group_of: np.ndarray) -> dict[str, str]:
         """A reason for each layer with weights none of whose outputs can be cut."""
         sources = sources_of_constants(self.network)
+        can_go = group_of >= 0
+        can_go[list(self.reasons)] = False
         reasons = {}
         for node in self.network.nodes:
             if not weights_of(node, sources, self.network):
                 continue
             layers = [layer.array.reshape(-1) for name in node.outputs for layer in self.layers.get(name, [])]
             labels = np.concatenate(layers) if layers else np.empty(0, np.int64)
-            if not (group_of[labels] >= 0).any():
+            if not can_go[labels].any():
                 why = [self.reasons[label] for label in labels.tolist() if label in self.reasons]
                 reasons[node.name] = why[0] if why else _NO_LABELS
         return reasons

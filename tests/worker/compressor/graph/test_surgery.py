@@ -67,7 +67,19 @@ class TestCut:
             count(result.network, network.sample_shapes).num_params < count(network, network.sample_shapes).num_params
         )
 
-    @pytest.mark.parametrize("kind", [nets.Plain, nets.Residual, nets.Dense, nets.Shuffle, nets.Shared, nets.Nhwc])
+    @pytest.mark.parametrize(
+        "kind",
+        [
+            nets.Plain,
+            nets.Residual,
+            nets.Dense,
+            nets.Shuffle,
+            nets.ShuffleStem,
+            nets.ShuffleSplit,
+            nets.Shared,
+            nets.Nhwc,
+        ],
+    )
     def test_three_cuts_in_turn_refer_to_the_upload(self, kind, tmp_path):
         network, path = nets.load(kind, tmp_path)
         current = network
