@@ -110,7 +110,9 @@ class Labelling(Products):
         else:
             self._inexact(labels, f"{node.op} '{node.name}' sums over them, and they are never zero")
 
-    def _goes_whole(self, name: str, layer: Layer, inside: set[int]) -> bool:
+    def _goes_whole(self, name: str, layer: Layer, inside: set[int], adds: bool = False) -> bool:
+        if adds and name in self._zero:
+            return False
         row = layer.array[tuple(slice(None) if axis in inside else 0 for axis in range(layer.array.ndim))]
         return len(np.unique(row)) <= SHORT_BLOCK
 

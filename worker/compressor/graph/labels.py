@@ -20,10 +20,11 @@ import torch
 from worker.compressor.graph.concatenation import concatenate
 from worker.compressor.graph.counts import is_float
 from worker.compressor.graph.evaluation import Facts, as_tensor, evaluate
-from worker.compressor.graph.layer import Layer, are_one, layer_along, raised
+from worker.compressor.graph.layer import Layer, are_one, layer_along, lowered, raised
 from worker.compressor.graph.network import Network, Node
 from worker.compressor.graph.operator import operator_of
 from worker.compressor.graph.recurrence import recur
+from worker.compressor.graph.stretching import is_stretched
 from worker.compressor.graph.walk import Place
 
 Role = Literal["produces", "follows", "consumes"]
@@ -64,8 +65,8 @@ class Labels(ABC):
         """These channels are summed over: they count for nothing where one of the named values is zero there."""
 
     @abstractmethod
-    def _goes_whole(self, name: str, layer: Layer, inside: set[int]) -> bool:
-        """Whether the channels along the axes `inside` are few enough to be kept or removed together."""
+    def _goes_whole(self, name: str, layer: Layer, inside: set[int], adds: bool = False) -> bool:
+        """Whether the few channels along `inside` stay or go together; `adds`: where zeros count for nothing, they do not."""
 
     @abstractmethod
     def _quota(self, blocks: np.ndarray) -> None:
@@ -255,18 +256,20 @@ class Labels(ABC):
         """Combine over the axes, whose labels end here; see `walk.Walk`."""
         source = node.inputs[0]
         self._label_all(source)
-        going_on = []
+        going_on, found = [], []
         for layer in self._layers(source):
             inside = set(axes) & set(layer.axes)
-            if inside and (
-                inside == set(layer.axes) or (layer.narrowed in axes and not self._goes_whole(source, layer, inside))
-            ):
+            is_cut = layer.narrowed in axes and not self._goes_whole(source, layer, inside, adds)
+            if inside and (inside == set(layer.axes) or is_cut):
                 if adds:
                     self._contract(node, layer.array, (source,))
                 else:
                     self._inexact(layer.array, f"{node.op} '{node.name}' combines them")
             else:
-                going_on.append(self._settled(layer, off=inside))
+                layer = self._settled(layer, off=inside)
+                going_on.append(layer)
+            found.append(layer)
+        self.layers[source] = found
         left = [axis for axis in range(len(self.shape(source))) if keepdims or axis not in axes]
         self.layers[node.outputs[0]] = [
             Layer(
@@ -371,6 +374,9 @@ class Labels(ABC):
         if not axes or any(are_one(layer, raised(own, rank)) for own in self._layers(name)):
             return True
         if layer.narrowed not in axes:  # along the blocks nothing is cut
+            return True
+        if name not in self.network.tensors and is_stretched(self.network, self.facts, name, layer.narrowed - rank):
+            self.layers[name] = [*self._layers(name), lowered(layer, len(self.shape(name)))]
             return True
         if name not in self.network.tensors:
             self._pin(layer.array, f"{node.op} '{node.name}' combines them with '{name}', which is not narrowed")

@@ -49,6 +49,13 @@ def layer_along(labels: np.ndarray, axis: int, rank: int) -> Layer:
     return Layer(labels.reshape(shape), (axis % rank,))
 
 
+def lowered(layer: Layer, rank: int) -> Layer:
+    """The layer in a value of lower rank that has all of its axes; the opposite of `raised`."""
+    less = layer.array.ndim - rank
+    narrows = None if layer.narrows is None else layer.narrows - less
+    return Layer(layer.array.reshape(layer.array.shape[less:]), tuple(axis - less for axis in layer.axes), narrows)
+
+
 def raised(layer: Layer, rank: int) -> Layer:
     """The layer in a value of higher rank, axes aligned at the end as in broadcasting."""
     more = rank - layer.array.ndim

@@ -151,7 +151,7 @@ class Replay(Products):
     def _contract(self, node: Node, labels: np.ndarray, names: Sequence[str]) -> None:
         """Already known from the analysis."""
 
-    def _goes_whole(self, name: str, layer: Layer, inside: set[int]) -> bool:
+    def _goes_whole(self, name: str, layer: Layer, inside: set[int], adds: bool = False) -> bool:
         # those that do have been joined, so that the analysis has them along fewer axes
         return all(other.axes != layer.axes for other in self.analysis.labels.get(name, []))
 
