@@ -24,7 +24,7 @@ from onnx import numpy_helper
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.corpus_inputs import Feeds, give_random_weights, inputs_of, make_feeds, signature
 from benchmarks.peer_networks import NETWORKS, build, export
-from benchmarks.removed import REMOVED, random_kept, set_to_zero
+from benchmarks.removed import REMOVED, constants, random_kept, set_to_zero
 from worker.compressor.graph.channels import analyse
 from worker.compressor.graph.counts import count
 from worker.compressor.graph.importers import import_model
@@ -89,9 +89,8 @@ def _macs(pruned: Path, file: Path) -> int:
 
 
 def _num_elements(model: onnx.ModelProto) -> int:
-    """Elements of all float constants, in initializers and Constant nodes."""
-    tensors = [*model.graph.initializer]
-    tensors += [a.t for n in model.graph.node if n.op_type == "Constant" for a in n.attribute if a.name == "value"]
+    """Elements of all float constants."""
+    tensors = constants(model).values()
     return sum(numpy_helper.to_array(tensor).size for tensor in tensors if tensor.data_type == onnx.TensorProto.FLOAT)
 
 
@@ -110,7 +109,7 @@ def _tried(name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     try:
         return work()
     except Exception as error:  # whatever it is, it is this row's finding
-        return {f"{name}_failed": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}
+        return {f"{name}_failed": f"{type(error).__name__}: {' '.join(str(error).split())[-160:]}"}
 
 
 def main() -> None:

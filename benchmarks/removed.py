@@ -25,8 +25,8 @@ def set_to_zero(model: onnx.ModelProto, pruned: onnx.ModelProto) -> onnx.ModelPr
     """
     result = onnx.ModelProto()
     result.CopyFrom(model)
-    tensors = {tensor.name: tensor for tensor in result.graph.initializer}
-    left = {tensor.name: numpy_helper.to_array(tensor) for tensor in pruned.graph.initializer}
+    tensors = constants(result)
+    left = {name: numpy_helper.to_array(tensor) for name, tensor in constants(pruned).items()}
     for node in model.graph.node:
         name = node.input[1] if len(node.input) > 1 else ""
         axis = _read_axis(node)
@@ -46,6 +46,15 @@ def set_to_zero(model: onnx.ModelProto, pruned: onnx.ModelProto) -> onnx.ModelPr
             part[(slice(None),) * axis + (~gone,)] = 0
         tensors[name].CopyFrom(numpy_helper.from_array(whole, name))
     return result
+
+
+def constants(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
+    """The tensors of a file by value name: its initializers, and what its Constant nodes hold."""
+    found = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "Constant":
+            found.update((node.output[0], attribute.t) for attribute in node.attribute if attribute.name == "value")
+    return found
 
 
 def _read_axis(node: onnx.NodeProto) -> int | None:

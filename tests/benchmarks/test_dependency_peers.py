@@ -79,6 +79,7 @@ class TestRender:
         ours = {"macs": 100, "params_left": 0.5, "macs_left": 0.4, "error": 1e-7, "control": 0.5}
         text = dependency_peers.render({}, {"file": {"ours": ours, "theirs": {"params_left": 1}}})
         assert "| file | 50% | untouched | 40% | untouched | 1e-07 |  |" in text
+        assert "Of 1 files 1 are cut here, 1 of them shown to be right; 0 there" in text
 
     def test_a_file_that_one_refuses_says_so(self):
         row = {"ours": {"cut_failed": "no"}, "theirs": {"params_left": 0.9, "runs_failed": "shape"}}
