@@ -159,7 +159,7 @@ class Labelling(Products):
 
     def _passed(self, node: Node) -> None:
         labelled = {name for name in node.inputs if self._layers(name)}
-        if keeps_zero(node, self.network, self._zero, labelled):
+        if keeps_zero(node, self.network, self._zero, labelled, self._derived):
             self._zero.update(node.outputs)
         if node.op == "Div" and node.inputs[1] in self._derived:
             self.evidence.divided += [np.unique(layer.array) for layer in self._layers(node.inputs[1])]

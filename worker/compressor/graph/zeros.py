@@ -22,16 +22,21 @@ _FROM_ZERO_TO_ZERO = {
 _ALL_ZERO = {"Add", "Sub", "Sum", "Mean", "Max", "Min", "Concat"}
 
 
-def keeps_zero(node: Node, network: Network, zero: AbstractSet[str], labelled: AbstractSet[str]) -> bool:
+def keeps_zero(
+    node: Node, network: Network, zero: AbstractSet[str], labelled: AbstractSet[str], derived: AbstractSet[str]
+) -> bool:
     """Whether a channel of the outputs is zero when its makers are.
 
-    `zero` names the values of which that is known, `labelled` the inputs that have channels at all.
+    `zero` names the values of which that is known, `labelled` the inputs that have channels at all, `derived` the values
+    that are made from constants alone (a weight that is transposed first is a maker like any other).
     """
     if node.domain not in ("", "ai.onnx"):
         return False
+    if all(name in network.tensors or name in derived for name in node.inputs if name):
+        zero = zero | {name for name in labelled if name in network.tensors}
     if node.op in _MAKERS:
-        weights = [name for name in node.inputs if name in network.tensors]
-        return bool(weights) or (bool(labelled) and labelled <= zero)
+        has_weights = any(name in network.tensors or (name in derived and name in zero) for name in node.inputs)
+        return has_weights or (bool(labelled) and labelled <= zero)
     if node.op in _FROM_ZERO_TO_ZERO:
         return node.inputs[0] in zero
     if node.op == "Attention":  # gives means of the values, and where asked keys and values themselves

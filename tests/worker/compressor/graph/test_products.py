@@ -25,6 +25,15 @@ class TestAttention:
         assert error < 1e-5 and control > 1e-3, (error, control)
         assert not prove(network, result, analysis, feeds).vacuous
 
+    @pytest.mark.parametrize("kind", [attention_nets.Heads, attention_nets.ClassToken], ids=lambda kind: kind.__name__)
+    def test_weights_that_are_transposed_in_the_graph_make_exact_groups(self, kind, tmp_path):
+        network, path = nets.load(kind, tmp_path, keep_batchnorm=True)
+        analysis = analyse(network, network.sample_shapes)
+        assert all(group.exact for group in analysis.groups)
+        result = cut(network, analysis, nets.random_kept(analysis.groups, 0.5))
+        error, control = compare(path, result.network, result.weights, nets.samples(network), tmp_path)
+        assert error < 1e-5 and control > 1e-3, (error, control)
+
     @pytest.mark.parametrize("kind", attention_nets.ALL, ids=lambda kind: kind.__name__)
     def test_every_group_cut_at_once_runs_at_other_batch_sizes(self, kind, tmp_path):
         network, path = nets.load(kind, tmp_path)
