@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,8 +21,11 @@ from worker.compressor.errors import CompressorError, ErrorClass, ExportError
 def ask(module: str, question: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The answer of `python -m module`; the question and the answer pass through files in `folder`.
 
+    Where the other side is killed (for want of memory, or by an operator), so is this process: the attempt was, and may
+    go better another time.
+
     Raises:
-        CompressorError: as the other side raised it; `ExportError` where it died.
+        CompressorError: as the other side raised it; `ExportError` where it died by itself.
     """
     path = folder / f"{module.rpartition('.')[2]}.json"
     path.write_text(json.dumps(question))
@@ -30,6 +34,8 @@ def ask(module: str, question: dict[str, Any], folder: Path) -> dict[str, Any]:
     done = subprocess.run(
         [sys.executable, "-P", "-m", module, str(path)], capture_output=True, env=environment, check=False
     )
+    if done.returncode == -signal.SIGKILL:
+        os.kill(os.getpid(), signal.SIGKILL)
     answer_path = path.with_suffix(".answer.json")
     if done.returncode != 0 or not answer_path.exists():
         told = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["no message"]
