@@ -49,7 +49,7 @@ INPUTS: dict[str, Rows] = {
     "silero_vad_16k_sequence.onnx": [_row("input", [3, 576]), _row("h", [1, 1, 128]), _row("c", [1, 1, 128])],
     "silero_vad_op18_ifless.onnx": [
         _row("input", ["batch", 576]),
-        {**_row("sr", [], [16000, 16001], "int64"), "constant": 16000},
+        _row("sr", [], [16000, 16001], "int64"),
         _row("state", [2, "batch", 128]),
     ],
     "silero_vad.jit": [_row("x", ["batch", 512]), {"name": "sr", "value": 16000}],
