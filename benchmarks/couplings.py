@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from worker.compressor.graph.channels import Analysis
+from worker.compressor.graph.channels.analysis import Analysis
 from worker.compressor.graph.network import Network
 
 #: (parameter, axis, position); the input channels of a grouped convolution are counted through all its groups.

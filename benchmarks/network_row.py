@@ -22,12 +22,10 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.corpus_inputs import Feeds, give_random_weights, make_feeds, signature
 from worker.compressor.errors import CompressorError
-from worker.compressor.graph.batch import free_batch, has_free_batch
-from worker.compressor.graph.channels import Analysis, analyse
+from worker.compressor.graph.channels.analysis import Analysis, analyse
 from worker.compressor.graph.counts import count, sources_of_constants, weights_of
 from worker.compressor.graph.description import describe
 from worker.compressor.graph.evaluation import run
-from worker.compressor.graph.executor import to_module
 from worker.compressor.graph.exporters.onnx import write_onnx
 from worker.compressor.graph.exporters.program import write_program
 from worker.compressor.graph.exporters.torchscript import write_torchscript
@@ -36,6 +34,8 @@ from worker.compressor.graph.network import Network
 from worker.compressor.graph.operator import operator_of
 from worker.compressor.graph.proof import SATURATING, prove
 from worker.compressor.graph.surgery import cut, masked
+from worker.compressor.graph.training.batch import free_batch, has_free_batch
+from worker.compressor.graph.training.executor import to_module
 
 FORMATS = {".onnx": "onnx", ".pt": "torchscript", ".jit": "torchscript", ".pt2": "exported_program"}
 SAMPLES, TRAINED, STEPS = 2, 8, 16

@@ -27,12 +27,12 @@ from onnx import numpy_helper
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from worker.compressor.errors import ImportFailed
 from worker.compressor.graph.evaluation import as_tensor, run
-from worker.compressor.graph.executor import to_module
 from worker.compressor.graph.importers.onnx import try_once
 from worker.compressor.graph.importers.validation import check_model
 from worker.compressor.graph.network import Network
 from worker.compressor.graph.normalise import normalise
 from worker.compressor.graph.operator import OPERATORS
+from worker.compressor.graph.training.executor import to_module
 
 PAGE = Path(__file__).parents[1] / "docs" / "node-tests.md"
 #: Operators that only read the shape of what they are given.

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.corpus_inputs import Feeds, give_random_weights, inputs_of, make_feeds, signature
 from benchmarks.peer_networks import NETWORKS, build, export
 from benchmarks.removed import REMOVED, constants, random_kept, set_to_zero
-from worker.compressor.graph.channels import analyse
+from worker.compressor.graph.channels.analysis import analyse
 from worker.compressor.graph.counts import count
 from worker.compressor.graph.importers import import_model
 from worker.compressor.graph.proof import prove

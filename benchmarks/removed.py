@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from worker.compressor.graph.channels import Analysis
+from worker.compressor.graph.channels.analysis import Analysis
 
 REMOVED = 0.3
 

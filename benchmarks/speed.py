@@ -24,8 +24,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.architectures import BertTiny, MobileNetV2, ResNet50, Tagger, write_onnx
 from worker.compressor.distillation.trainer import fast_layout, to_input
-from worker.compressor.graph.executor import to_module
 from worker.compressor.graph.importers import import_model
+from worker.compressor.graph.training.executor import to_module
 
 #: name: (network, sample of a batch)
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[int], tuple[Tensor, ...]]]] = {

@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.couplings import Coupling, compare, couplings, parameters_of
 from benchmarks.peer_networks import build, export, head_of
 from benchmarks.removed import REMOVED, random_kept
-from worker.compressor.graph.channels import Analysis, analyse
+from worker.compressor.graph.channels.analysis import Analysis, analyse
 from worker.compressor.graph.counts import count
 from worker.compressor.graph.importers import import_model
 from worker.compressor.graph.network import Network

@@ -9,7 +9,7 @@ from benchmarks import dependency_peers
 from benchmarks.couplings import compare, couplings
 from benchmarks.removed import set_to_zero
 from tests.worker.compressor.graph import nets
-from worker.compressor.graph.channels import analyse
+from worker.compressor.graph.channels.analysis import analyse
 
 ROW = {
     "ours": {"groups": 2, "least": 0.01, "error": 1e-6, "control": 0.5},

@@ -21,12 +21,12 @@ from worker.compressor.evaluation.footprint import affordable
 from worker.compressor.evaluation.judge import Judge, module_runner
 from worker.compressor.evaluation.original import Original
 from worker.compressor.evaluation.reopened import job_dataset
-from worker.compressor.graph.batch import fixed_batch, free_batch, has_free_batch, in_pieces
 from worker.compressor.graph.counts import Counts, count
-from worker.compressor.graph.executor import to_module
 from worker.compressor.graph.importers import load_graph
 from worker.compressor.graph.network import Network
 from worker.compressor.graph.precision import in_float32, rounded
+from worker.compressor.graph.training.batch import fixed_batch, free_batch, has_free_batch, in_pieces
+from worker.compressor.graph.training.executor import to_module
 
 Shapes = dict[str, tuple[int, ...]]
 Feeds = dict[str, np.ndarray]

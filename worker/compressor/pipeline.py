@@ -18,7 +18,7 @@ from worker.compressor.errors import CompressorError, NothingRemoved, TargetUnre
 from worker.compressor.evaluation.original import BATCH
 from worker.compressor.evaluation.tally import Tally
 from worker.compressor.finishing import documents, finish
-from worker.compressor.graph.channels import analyse
+from worker.compressor.graph.channels.analysis import analyse
 from worker.compressor.graph.counts import count
 from worker.compressor.graph.surgery import cut
 from worker.compressor.job import Job, Proven, open_job

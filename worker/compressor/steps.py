@@ -14,13 +14,13 @@ from worker.compressor.distillation.students import STUDENTS
 from worker.compressor.distillation.trainer import Hooks, Plan, Trained, Trainer
 from worker.compressor.errors import GraphError
 from worker.compressor.evaluation.footprint import affordable
-from worker.compressor.graph.batch import fixed_batch, has_free_batch
-from worker.compressor.graph.batchnorm import fold_batchnorm, insert_batchnorm, with_biases
-from worker.compressor.graph.executor import to_module, write_back
 from worker.compressor.graph.network import Network
 from worker.compressor.graph.precision import in_float32
 from worker.compressor.graph.proof import Proof, prove
 from worker.compressor.graph.surgery import Cut, cut
+from worker.compressor.graph.training.batch import fixed_batch, has_free_batch
+from worker.compressor.graph.training.batchnorm import fold_batchnorm, insert_batchnorm, with_biases
+from worker.compressor.graph.training.executor import to_module, write_back
 from worker.compressor.job import Feeds, Job, taken_back
 from worker.compressor.pruning.reconstruction.lockstep import reconstruct
 from worker.compressor.pruning.structures import STRUCTURES, Choice

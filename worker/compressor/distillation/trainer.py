@@ -28,8 +28,8 @@ from worker.compressor.distillation.schedule import learning_rate
 from worker.compressor.evaluation.judge import Score, module_runner
 from worker.compressor.evaluation.original import Original
 from worker.compressor.evaluation.runtime import Feeds, Outputs
-from worker.compressor.graph.batch import Call, in_pieces
 from worker.compressor.graph.evaluation import shared_tensor
+from worker.compressor.graph.training.batch import Call, in_pieces
 from worker.compressor.outcome import keep_whole
 
 MAX_GRADIENT_NORM = 1.0

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from worker.compressor.graph.channels.grouping import Analysis
 from worker.compressor.graph.counts import sources_of_constants, weights_of
-from worker.compressor.graph.grouping import Analysis
 from worker.compressor.graph.network import Network, Node
 from worker.compressor.graph.operator import Macs, operator_of
 

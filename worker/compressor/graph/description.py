@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from worker.compressor.graph.channels import analyse
+from worker.compressor.graph.channels.analysis import analyse
+from worker.compressor.graph.channels.grouping import Analysis
 from worker.compressor.graph.counts import count
-from worker.compressor.graph.grouping import Analysis
 from worker.compressor.graph.network import Network, Node, Port
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from worker.compressor.errors import GraphError
+from worker.compressor.graph.channels.grouping import Analysis
 from worker.compressor.graph.evaluation import Stepper, as_tensor
-from worker.compressor.graph.grouping import Analysis
 from worker.compressor.graph.network import Network
 from worker.compressor.graph.surgery import Cut, masked
 

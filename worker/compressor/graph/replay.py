@@ -15,14 +15,14 @@ import numpy as np
 import torch
 
 from worker.compressor.errors import GraphError
+from worker.compressor.graph.channels.grouping import Analysis
+from worker.compressor.graph.channels.labels import Role
+from worker.compressor.graph.channels.layer import Layer
+from worker.compressor.graph.channels.products import Products
 from worker.compressor.graph.cost import shrinkings
 from worker.compressor.graph.evaluation import as_tensor, evaluate
-from worker.compressor.graph.grouping import Analysis
-from worker.compressor.graph.labels import Role
-from worker.compressor.graph.layer import Layer
 from worker.compressor.graph.network import Network, Node
 from worker.compressor.graph.operator import Rewrites, operator_of
-from worker.compressor.graph.products import Products
 
 
 class Replay(Products):

@@ -10,8 +10,8 @@ import numpy as np
 import onnx_ir as ir
 
 from worker.compressor.errors import GraphError
+from worker.compressor.graph.channels.grouping import Analysis, Slice
 from worker.compressor.graph.evaluation import observe
-from worker.compressor.graph.grouping import Analysis, Slice
 from worker.compressor.graph.network import Network, Origin
 from worker.compressor.graph.operator import Rewrites
 from worker.compressor.graph.replay import Replay, removed_classes

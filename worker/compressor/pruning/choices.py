@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from worker.compressor.graph.partition import Bundle, Partition
+from worker.compressor.graph.channels.partition import Bundle, Partition
 
 
 def rounding_step(width: int, round_to: int | Literal["auto"]) -> int:

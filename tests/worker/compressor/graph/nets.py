@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from worker.compressor.graph.channels import Group
+from worker.compressor.graph.channels.analysis import Group
 from worker.compressor.graph.importers import import_model
 from worker.compressor.graph.network import Network
 

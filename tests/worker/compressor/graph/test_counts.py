@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from tests.worker.compressor.graph import nets
-from worker.compressor.graph.channels import analyse
+from worker.compressor.graph.channels.analysis import analyse
 from worker.compressor.graph.cost import CostModel
 from worker.compressor.graph.counts import count
 from worker.compressor.graph.surgery import cut

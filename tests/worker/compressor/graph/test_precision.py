@@ -5,13 +5,13 @@ import torch
 
 from tests.worker.compressor.graph import nets
 from tests.worker.compressor.graph.dtypes import DTYPES, converted
-from worker.compressor.graph.channels import analyse
+from worker.compressor.graph.channels.analysis import analyse
 from worker.compressor.graph.counts import count
 from worker.compressor.graph.evaluation import observe, run
-from worker.compressor.graph.executor import to_module
 from worker.compressor.graph.importers import import_model
 from worker.compressor.graph.precision import foreign_dtypes, in_float32, rounded
 from worker.compressor.graph.surgery import cut
+from worker.compressor.graph.training.executor import to_module
 
 KINDS = [nets.Plain, nets.Residual, nets.Separable, nets.Permuted]
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from tests.worker.compressor.graph import nets
 from worker.compressor.errors import GraphError
-from worker.compressor.graph.channels import analyse
+from worker.compressor.graph.channels.analysis import analyse
 from worker.compressor.graph.proof import prove
 from worker.compressor.graph.surgery import cut
 

@@ -12,7 +12,7 @@ from onnx import numpy_helper
 from tests.worker.compressor.graph import nets
 from tests.worker.compressor.graph.random_builder import Step
 from tests.worker.compressor.graph.random_nets import build, random_steps, shrink
-from worker.compressor.graph.channels import analyse
+from worker.compressor.graph.channels.analysis import analyse
 from worker.compressor.graph.evaluation import run
 from worker.compressor.graph.exporters.onnx import write_onnx
 from worker.compressor.graph.importers import import_model

@@ -5,7 +5,7 @@ import dataclasses
 from tests.worker.compressor.graph import nets
 from worker.compressor.errors import GraphError
 from worker.compressor.graph import channels
-from worker.compressor.graph.channels import analyse
+from worker.compressor.graph.channels.analysis import analyse
 
 
 class TestRefusal:

@@ -8,8 +8,8 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from worker.compressor.graph.evaluation import run
-from worker.compressor.graph.executor import to_module
 from worker.compressor.graph.importers import import_model
+from worker.compressor.graph.training.executor import to_module
 
 
 def network_of(lines, constants, folder):

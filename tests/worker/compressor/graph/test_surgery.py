@@ -7,7 +7,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tests.worker.compressor.graph import nets
 from worker.compressor.errors import GraphError
-from worker.compressor.graph.channels import analyse
+from worker.compressor.graph.channels.analysis import analyse
 from worker.compressor.graph.counts import count
 from worker.compressor.graph.exporters.onnx import write_onnx
 from worker.compressor.graph.importers import import_model

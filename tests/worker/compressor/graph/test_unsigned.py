@@ -6,7 +6,7 @@ import torch
 
 from tests.worker.compressor.graph.operators.single import load, one_node
 from worker.compressor.graph.evaluation import as_tensor, run
-from worker.compressor.graph.executor import to_module
+from worker.compressor.graph.training.executor import to_module
 
 OPERATIONS = {
     "Add": (14, np.add),

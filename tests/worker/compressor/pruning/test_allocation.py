@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from worker.compressor.errors import TargetUnreachable
-from worker.compressor.graph.partition import partition
+from worker.compressor.graph.channels.partition import partition
 from worker.compressor.pruning.allocation import allocate
 from worker.compressor.pruning.choices import Choice, rounding_step
 

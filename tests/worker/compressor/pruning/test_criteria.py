@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from worker.compressor.errors import UnknownPlugin
-from worker.compressor.graph.channels import Group, Slice
-from worker.compressor.graph.partition import partition
+from worker.compressor.graph.channels.analysis import Group, Slice
+from worker.compressor.graph.channels.partition import partition
 from worker.compressor.pruning.criteria import CRITERIA
 
 RNG = np.random.default_rng(0)

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import fx, nn
 
-from worker.compressor.graph.executor import TENSORS
 from worker.compressor.graph.network import Network
+from worker.compressor.graph.training.executor import TENSORS
 
 
 def name_weights(module: fx.GraphModule, network: Network) -> None:

@@ -16,10 +16,10 @@ from torch.utils import _pytree as pytree
 
 from worker.compressor.errors import ExportError
 from worker.compressor.graph.evaluation import torch_dtype
-from worker.compressor.graph.executor import identifier, to_module
 from worker.compressor.graph.exporters.dotted_names import name_weights
 from worker.compressor.graph.network import Network
 from worker.compressor.graph.structure import Structure, Tree, fill, leaves
+from worker.compressor.graph.training.executor import identifier, to_module
 
 #: Size of a free axis in the example: at 0 or 1 torch.export takes the axis for a fixed one.
 _LEAST_FREE = 2

@@ -11,10 +11,10 @@ import torch
 from torch import fx
 
 from worker.compressor.errors import ExportError
-from worker.compressor.graph.executor import identifier, to_module
 from worker.compressor.graph.exporters.dotted_names import name_weights
 from worker.compressor.graph.network import Network
 from worker.compressor.graph.structure import Structure, fill
+from worker.compressor.graph.training.executor import identifier, to_module
 
 
 def write_torchscript(network: Network, path: Path) -> None:

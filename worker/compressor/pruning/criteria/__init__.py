@@ -18,7 +18,7 @@ from worker.compressor.plugins import Described
 from worker.compressor.registry import Registry
 
 if TYPE_CHECKING:
-    from worker.compressor.graph.channels import Group
+    from worker.compressor.graph.channels.analysis import Group
 
 
 class Criterion(Described, ABC):

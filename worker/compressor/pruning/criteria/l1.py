@@ -10,7 +10,7 @@ import numpy as np
 from worker.compressor.pruning.criteria import CRITERIA, Criterion, reader_sums
 
 if TYPE_CHECKING:
-    from worker.compressor.graph.channels import Group
+    from worker.compressor.graph.channels.analysis import Group
 
 
 @CRITERIA.register

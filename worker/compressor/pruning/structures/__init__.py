@@ -14,7 +14,7 @@ from worker.compressor.plugins import Described
 from worker.compressor.registry import Registry
 
 if TYPE_CHECKING:
-    from worker.compressor.graph.channels import Analysis
+    from worker.compressor.graph.channels.analysis import Analysis
     from worker.compressor.graph.network import Network
 
 Shapes = Mapping[str, tuple[int, ...]]

@@ -17,7 +17,7 @@ from worker.compressor.pruning.criteria import CRITERIA
 from worker.compressor.pruning.structures import STRUCTURES, Choice, Shapes, Structure
 
 if TYPE_CHECKING:
-    from worker.compressor.graph.channels import Analysis, Group
+    from worker.compressor.graph.channels.analysis import Analysis, Group
     from worker.compressor.graph.network import Network
 
 
@@ -38,7 +38,7 @@ class Channels(Structure):
         refused: Mapping[int, str],
     ) -> Choice:
         """See `Structure.choose`."""
-        from worker.compressor.graph.channels import analyse
+        from worker.compressor.graph.channels.analysis import analyse
         from worker.compressor.graph.cost import CostModel
 
         analysis = analyse(network, shapes)

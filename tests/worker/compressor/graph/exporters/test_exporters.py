@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from tests.worker.compressor.graph import nets
-from worker.compressor.graph.channels import analyse
+from worker.compressor.graph.channels.analysis import analyse
 from worker.compressor.graph.evaluation import run
 from worker.compressor.graph.exporters.onnx import write_onnx
 from worker.compressor.graph.exporters.torchscript import write_torchscript

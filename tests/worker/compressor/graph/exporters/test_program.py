@@ -6,7 +6,7 @@ from torch import nn
 
 from tests.worker.compressor.graph import nets
 from worker.compressor.errors import ExportError
-from worker.compressor.graph.channels import analyse
+from worker.compressor.graph.channels.analysis import analyse
 from worker.compressor.graph.evaluation import run
 from worker.compressor.graph.exporters.program import write_program
 from worker.compressor.graph.importers import import_model

@@ -6,7 +6,7 @@ from safetensors.torch import load_file as load_tensors
 from torch import nn
 
 from tests.worker.compressor.graph import nets
-from worker.compressor.graph.channels import analyse
+from worker.compressor.graph.channels.analysis import analyse
 from worker.compressor.graph.evaluation import run
 from worker.compressor.graph.exporters.weights import named_weights, write_weights
 from worker.compressor.graph.importers import import_model

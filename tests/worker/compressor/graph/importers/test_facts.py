@@ -4,7 +4,7 @@ import onnx
 from onnx import helper
 
 from tests.worker.compressor.graph import nets
-from worker.compressor.graph.channels import analyse
+from worker.compressor.graph.channels.analysis import analyse
 from worker.compressor.graph.exporters.onnx import write_onnx
 from worker.compressor.graph.importers import import_model, load_graph
 

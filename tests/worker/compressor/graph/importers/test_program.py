@@ -9,7 +9,7 @@ from torch.utils import _pytree as pytree
 
 from tests.worker.compressor.graph import nets
 from worker.compressor.errors import ImportFailed
-from worker.compressor.graph.channels import analyse
+from worker.compressor.graph.channels.analysis import analyse
 from worker.compressor.graph.evaluation import run
 from worker.compressor.graph.exporters.onnx import write_onnx
 from worker.compressor.graph.exporters.program import write_program

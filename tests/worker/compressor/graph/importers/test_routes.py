@@ -12,7 +12,7 @@ from torch.nn import functional
 from tests.worker.compressor.graph import nets
 from tests.worker.compressor.graph.importers.inlined import networks
 from worker.compressor.errors import ImportFailed
-from worker.compressor.graph.channels import analyse
+from worker.compressor.graph.channels.analysis import analyse
 from worker.compressor.graph.counts import count
 from worker.compressor.graph.evaluation import run
 from worker.compressor.graph.exporters.torchscript import write_torchscript

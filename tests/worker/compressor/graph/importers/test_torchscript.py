@@ -11,7 +11,7 @@ from torch import nn
 
 from tests.worker.compressor.graph import nets
 from worker.compressor.errors import ImportFailed
-from worker.compressor.graph.channels import analyse
+from worker.compressor.graph.channels.analysis import analyse
 from worker.compressor.graph.counts import count
 from worker.compressor.graph.evaluation import run
 from worker.compressor.graph.exporters.onnx import write_onnx

@@ -9,7 +9,7 @@ from torch import nn
 
 from tests.worker.compressor.graph.nets import difference, random_kept, reference
 from worker.compressor.errors import ImportFailed
-from worker.compressor.graph.channels import analyse
+from worker.compressor.graph.channels.analysis import analyse
 from worker.compressor.graph.evaluation import run
 from worker.compressor.graph.exporters.onnx import write_onnx
 from worker.compressor.graph.importers import import_model

@@ -12,9 +12,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tests.worker.compressor.graph.nets import difference, reference
 from worker.compressor.graph.evaluation import run
-from worker.compressor.graph.executor import to_module
 from worker.compressor.graph.importers import import_model
 from worker.compressor.graph.network import Network
+from worker.compressor.graph.training.executor import to_module
 
 
 def one_node(

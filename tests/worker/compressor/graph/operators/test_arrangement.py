@@ -9,7 +9,7 @@ from torch.nn import functional
 from tests.worker.compressor.graph import nets
 from tests.worker.compressor.graph.operators.single import check
 from tests.worker.compressor.graph.test_surgery import compare
-from worker.compressor.graph.channels import analyse
+from worker.compressor.graph.channels.analysis import analyse
 from worker.compressor.graph.surgery import cut
 
 RNG = np.random.default_rng(0)

@@ -8,8 +8,8 @@ from tests.worker.compressor.graph.nets import difference, reference
 from tests.worker.compressor.graph.operators.single import check, load, one_node
 from worker.compressor.errors import ImportFailed
 from worker.compressor.graph.evaluation import run
-from worker.compressor.graph.executor import to_module
 from worker.compressor.graph.importers import import_model
+from worker.compressor.graph.training.executor import to_module
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((2, 6, 4, 5)).astype(np.float32)

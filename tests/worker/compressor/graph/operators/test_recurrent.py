@@ -12,8 +12,8 @@ from tests.worker.compressor.graph.nets import difference, reference
 from tests.worker.compressor.graph.operators.single import load, one_node
 from worker.compressor.errors import ImportFailed
 from worker.compressor.graph.evaluation import run
-from worker.compressor.graph.executor import to_module, write_back
 from worker.compressor.graph.importers import import_model
+from worker.compressor.graph.training.executor import to_module, write_back
 
 STEPS, BATCH, INPUTS, HIDDEN = 5, 3, 4, 6
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}

@@ -11,16 +11,16 @@ from torch import nn
 
 from tests.worker.compressor.graph import nets
 from tests.worker.compressor.graph.test_surgery import compare
-from worker.compressor.graph.channels import analyse
+from worker.compressor.graph.channels.analysis import analyse
 from worker.compressor.graph.counts import count
 from worker.compressor.graph.evaluation import run
-from worker.compressor.graph.executor import parameter_tensors, to_module
 from worker.compressor.graph.exporters.assembled import put_together
 from worker.compressor.graph.exporters.onnx import write_onnx
 from worker.compressor.graph.exporters.torchscript import write_torchscript
 from worker.compressor.graph.importers import import_model
 from worker.compressor.graph.operator import operator_of
 from worker.compressor.graph.surgery import cut, masked
+from worker.compressor.graph.training.executor import parameter_tensors, to_module
 
 
 class Speech(nn.Module):

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper
 from tests.worker.compressor.graph.nets import difference, reference
 from tests.worker.compressor.graph.operators.single import check, load
 from worker.compressor.graph.evaluation import run
-from worker.compressor.graph.executor import to_module
+from worker.compressor.graph.training.executor import to_module
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((2, 3, 6, 5)).astype(np.float32)

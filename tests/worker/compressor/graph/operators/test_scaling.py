@@ -8,7 +8,7 @@ import torch
 
 from tests.worker.compressor.graph.operators.single import load, one_node
 from worker.compressor.graph.evaluation import run
-from worker.compressor.graph.executor import to_module
+from worker.compressor.graph.training.executor import to_module
 
 X = np.random.default_rng(0).standard_normal((2, 5, 4, 3)).astype(np.float32)
 

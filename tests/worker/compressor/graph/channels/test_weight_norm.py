@@ -1,0 +1,74 @@
+"""Weights that are divided by their own norm in the file, as weight normalisation leaves them when nothing is folded."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.nn.utils import parametrizations
+
+from tests.worker.compressor.graph import nets
+from tests.worker.compressor.graph.test_surgery import compare
+from worker.compressor.graph.channels.analysis import analyse
+from worker.compressor.graph.importers import import_model
+from worker.compressor.graph.surgery import cut
+
+
+class Normed(nn.Module):
+    """Convolutions in a row and one beside them; `dim` is what each norm is for: every output, or the whole weight."""
+
+    shape = (6, 16)
+
+    def __init__(self, dim: int | None) -> None:
+        super().__init__()
+        self.a = parametrizations.weight_norm(nn.Conv1d(6, 12, 3, padding=1), dim=dim)
+        self.b = parametrizations.weight_norm(nn.Conv1d(12, 16, 3, padding=1), dim=dim)
+        self.skip, self.head = nn.Conv1d(12, 16, 1), nn.Linear(16, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = functional.relu(self.a(x))
+        return self.head(functional.relu(self.b(x) + self.skip(x)).mean(2))
+
+
+class Raised(nn.Module):
+    """A transposed convolution, whose norms are those of its inputs."""
+
+    shape = (6, 16)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.head = nn.Conv1d(6, 12, 3), nn.Linear(8, 4)
+        self.up = parametrizations.weight_norm(nn.ConvTranspose1d(12, 8, 4, 2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.up(functional.relu(self.a(x))).mean(2))
+
+
+def load(module, folder):
+    torch.manual_seed(3)
+    path = folder / "m.onnx"
+    torch.onnx.export(
+        module.eval(), (torch.randn(2, *module.shape),), path, dynamo=False, do_constant_folding=False, opset_version=13,
+        input_names=["x"], dynamic_axes={"x": {0: "n"}},
+    )  # fmt: skip
+    return import_model(path, "onnx", None)[0], path
+
+
+class TestWeightsDividedByTheirNorm:
+    @pytest.mark.parametrize("dim", [0, None])
+    def test_are_cut_exactly(self, dim, tmp_path):
+        network, path = load(Normed(dim), tmp_path)
+        analysis = analyse(network, network.sample_shapes)
+        assert sorted(group.num_units for group in analysis.groups) == [12, 16]
+        assert all(group.exact for group in analysis.groups)
+        rng = np.random.default_rng(4)
+        kept = {group.id: rng.permutation(group.num_units)[: group.num_units // 2] for group in analysis.groups}
+        made = cut(network, analysis, kept)
+        error, control = compare(path, made.network, made.weights, nets.samples(network), tmp_path)
+        assert error < 1e-5 and control > 1e-2
+
+    def test_whose_norm_would_be_masked_to_zero_are_inexact(self, tmp_path):
+        network, _ = load(Raised(), tmp_path)
+        groups = {group.num_units: group for group in analyse(network, network.sample_shapes).groups}
+        assert not groups[12].exact and "norm" in groups[12].inexact_because
+        assert groups[8].exact

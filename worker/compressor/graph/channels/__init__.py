@@ -1,0 +1,1 @@
+"""Which channels can be removed, and which go together: labels on every value, joined by a walk over the operators."""

@@ -1,0 +1,70 @@
+"""How labels pass through a concatenation: end to end along its axis, together or row by row along the others."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from worker.compressor.graph.channels.layer import Layer, layer_along
+from worker.compressor.graph.channels.parts import rows_along
+from worker.compressor.graph.network import Node
+
+if TYPE_CHECKING:
+    from worker.compressor.graph.channels.labels import Labels
+
+
+def concatenate(walk: Labels, node: Node, axis: int) -> None:
+    """See `walk.Walk.concatenate`."""
+    output = node.outputs[0]
+    rank = len(walk.shape(output))
+    axis %= rank
+    if _is_stacked(walk, node, axis):
+        walk.layers[output] = _stacked(walk, node, axis)
+        walk.states.add(output)
+        return
+    among_constants = all(walk.is_weight(name) for name in node.inputs)
+    for name in node.inputs if among_constants else ():
+        walk._label_all(name)
+    labelled = [name for name in node.inputs if among_constants or name not in walk.network.tensors]
+    lines = [walk._along(name, axis) if name in labelled else None for name in node.inputs]
+    rest: list[Layer] = []
+    for name in node.inputs:
+        for layer in walk._layers(name):
+            if axis not in layer.axes:
+                rest = walk._merge(rest, layer)
+    for layer in rest:
+        for name in node.inputs:
+            walk._face(node, layer, name, rank)
+    walk.layers[output] = rest
+    if any(line is not None for line in lines):
+        whole = [
+            np.zeros(walk.shape(name)[axis], np.int64) if line is None else line
+            for line, name in zip(lines, node.inputs, strict=True)
+        ]
+        walk.layers[output] = [*rest, layer_along(np.concatenate(whole), axis, rank)]
+
+
+def _is_stacked(walk: Labels, node: Node, axis: int) -> bool:
+    """Whether a concatenation puts directions or layers beside each other: each keeps its own units along other axes."""
+    names = node.inputs
+    inside = all(name in walk.states or (walk.is_weight(name) and name not in walk.network.tensors) for name in names)
+    return inside and not any(layer.axes == (axis,) for name in names for layer in walk._layers(name))
+
+
+def _stacked(walk: Labels, node: Node, axis: int) -> list[Layer]:
+    """The layers of such a concatenation: for each axis that gets shorter one, with a row per position along `axis`."""
+    narrowed = sorted({layer.narrowed for name in node.inputs for layer in walk._layers(name) if layer.axes})
+    found = []
+    for other in narrowed:
+        rows = [rows_along(walk, name, axis, other) for name in node.inputs]
+        whole = [
+            np.zeros((walk.shape(name)[axis], walk.shape(name)[other]), np.int64) if row is None else row
+            for row, name in zip(rows, node.inputs, strict=True)
+        ]
+        array = np.concatenate(whole)
+        shape = [1] * len(walk.shape(node.outputs[0]))
+        shape[axis], shape[other] = array.shape
+        array = (array if axis < other else array.T).reshape(shape)
+        found.append(Layer(array, tuple(sorted((axis, other))), other))
+    return found

@@ -1,0 +1,1 @@
+"""The training view: recorded as torch calls, at any batch, with BatchNorm where it was folded away."""
