@@ -26,7 +26,7 @@ def npz(seed: int = 0) -> bytes:
     """A zip with one member, as far as the API looks."""
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w") as archive:
-        archive.writestr("x.npy", bytes([seed]) * 100)
+        archive.writestr(zipfile.ZipInfo("x.npy"), bytes([seed]) * 100)  # the same bytes whenever it is made
     return out.getvalue()
 
 

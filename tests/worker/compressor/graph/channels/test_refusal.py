@@ -4,14 +4,14 @@ import dataclasses
 
 from tests.worker.compressor.graph import nets
 from worker.compressor.errors import GraphError
-from worker.compressor.graph import channels
+from worker.compressor.graph.channels import analysis as module
 from worker.compressor.graph.channels.analysis import analyse
 
 
 class TestRefusal:
     def test_only_the_failing_group_stays_whole(self, tmp_path, monkeypatch):
         network, _ = nets.load(nets.Plain, tmp_path)
-        sound = channels.cut
+        sound = module.cut
 
         def cut(network, analysis, kept):
             for number in kept:
@@ -19,7 +19,7 @@ class TestRefusal:
                     raise GraphError("an operator got its rewriting wrong")
             return sound(network, analysis, kept)
 
-        monkeypatch.setattr(channels, "cut", cut)
+        monkeypatch.setattr(module, "cut", cut)
         analysis = analyse(network, network.sample_shapes)
         assert [group.layers for group in analysis.groups] == [("/conv1/Conv",), ("/fc1/Gemm",)]
         assert "cannot be carried through" in analysis.kept_because["/conv2/Conv"]
@@ -31,6 +31,6 @@ class TestRefusal:
             if array.dtype.kind == "f":
                 other.tensors[name] = array * 2
         first, second = (analyse(n, network.sample_shapes) for n in (network, other))
-        assert [dataclasses.replace(g, slices=(), blocks=None) for g in first.groups] == [
-            dataclasses.replace(g, slices=(), blocks=None) for g in second.groups
+        assert [dataclasses.replace(g, slices=(), partition=None) for g in first.groups] == [
+            dataclasses.replace(g, slices=(), partition=None) for g in second.groups
         ]
