@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import cast
 
 from worker.compressor.errors import CompressorError, ExportError
@@ -69,6 +70,19 @@ def deliver(network: Network, formats: list[str], output: Path) -> Delivery:
     else:
         delivery.error = delivery.error or error
     return delivery
+
+
+def rehearse(network: Network, formats: list[str], folder: Path) -> None:
+    """Write the formats once and throw them away: a network that cannot leave as asked is told before it is trained.
+
+    Raises:
+        CompressorError: what `deliver` would have found at the end.
+    """
+    with TemporaryDirectory(dir=folder) as scratch:
+        for name in formats:
+            if name != "onnx" and (error := _attempt(name, _WRITERS[name], network, Path(scratch) / FILES[name])):
+                error.hint = error.hint or f"leave '{name}' out of 'outputs'"
+                raise error
 
 
 def _attempt(name: str, write: Callable[[Network, Path], None], network: Network, path: Path) -> CompressorError | None:

@@ -44,7 +44,7 @@ def finish(job: Job) -> Outcome:
     cuts, context = weight_cuts(job.network), job.context
     network = outgoing(job.network, fold_batchnorm=context.spec.fold_batchnorm)
     after = count(network, job.shapes)
-    delivery = deliver(network, _formats(job), context.request.output)
+    delivery = deliver(network, job.formats, context.request.output)
     error, result = delivery.error, None
     try:
         if delivery.networks:
@@ -215,7 +215,3 @@ def _resolutions(network: Network) -> list[float]:
 
 def _first_rows(rows: Rows, count: int) -> tuple[np.ndarray, ...]:
     return rows.feeds(slice(0, count))
-
-
-def _formats(job: Job) -> list[str]:
-    return list(job.context.spec.outputs or ["onnx"])

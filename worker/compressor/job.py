@@ -67,6 +67,11 @@ class Job:
         """The task as completed from the data."""
         return self.context.spec.task or "none"
 
+    @property
+    def formats(self) -> list[str]:
+        """What the network leaves as."""
+        return list(self.context.spec.outputs or ["onnx"])
+
     def view(self, network: Network) -> Network | None:
         """The network in float32 with a free batch, its tensors under their own names; None where its batch is fixed for good.
 

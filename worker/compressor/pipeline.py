@@ -14,6 +14,7 @@ import torch
 from app.spec.schema import Spec
 from worker.compressor import steps
 from worker.compressor.context import Context, Stage
+from worker.compressor.delivery import rehearse
 from worker.compressor.errors import CompressorError, NothingRemoved, TargetUnreachable
 from worker.compressor.evaluation.original import BATCH
 from worker.compressor.evaluation.tally import Tally
@@ -44,6 +45,8 @@ def compress(request: Request, emit: Callable[[dict[str, Any]], None], should_st
     context = Context(request, emit, should_stop, plan(request.spec))
     with context.stage("preparing"):
         job = open_job(context)
+        if any(step.distill or step.finetune for step in request.spec.steps):
+            rehearse(job.network, job.formats, request.folder)
     with context.stage("baseline") as stage:
         _measure_original(job, stage)
     try:

@@ -57,6 +57,17 @@ class TestDelivery:
         assert report["result"]["parity"]["onnx"] < 1e-4 and report["result"]["parity"]["torchscript"] is None
         assert not (attempt.folder / "output" / "model.pt").exists()
 
+    def test_a_format_that_cannot_be_written_is_told_before_training(self, files, tmp_path, monkeypatch):
+        def refuse(network, path):
+            raise ExportError("the network cannot be exported")
+
+        monkeypatch.setitem(delivery._WRITERS, "torchscript", refuse)
+        spec = SPEC | {"steps": [*SPEC["steps"], {"finetune": {"epochs": 1}}]}
+        attempt, outcome = compressed(tmp_path, files / "net.onnx", files / "data.npz", spec)
+        assert outcome["status"] == "failed" and outcome["artifacts"] == []
+        assert outcome["error"]["code"] == "export_failed" and "leave 'torchscript' out" in outcome["error"]["hint"]
+        assert {event["stage"] for event in attempt.events if "stage" in event} <= {"preparing"}
+
     def test_files_that_do_not_reopen_leave_the_report(self, files, tmp_path, monkeypatch):
         def refuse(*args):
             raise ExportError("it does not open")
