@@ -322,6 +322,7 @@ class Pools(nn.Module):
         return [
             functional.adaptive_avg_pool2d(x, [4, 3]),
             functional.adaptive_max_pool2d(x, 4),
+            functional.adaptive_max_pool2d(x, [32, 48]),
             functional.avg_pool2d(x, 3, 2, 1, count_include_pad=False),
             functional.max_pool2d(x, 3, 2, 1, ceil_mode=True),
             functional.pixel_shuffle(x, 2),
@@ -332,3 +333,17 @@ class Pools(nn.Module):
             functional.interpolate(x, size=[7, 9], mode="bicubic"),
             functional.interpolate(x, size=[8, 24], mode="nearest"),
         ]
+
+
+@listed
+class Stretched(nn.Module):
+    """A pooled size larger than what comes in, before a linear layer: VGG on small pictures."""
+
+    shape = IMAGE
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(4, 12, 3, 2, 1), nn.Linear(12 * 16 * 24, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(functional.adaptive_avg_pool2d(self.conv(x).relu(), [16, 24]).flatten(1))

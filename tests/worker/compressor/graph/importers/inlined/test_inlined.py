@@ -59,6 +59,12 @@ class TestConvert:
             for a, b in zip(wanted, run_onnx(model, {"x": x.numpy()}), strict=True):
                 assert nets.difference(a.numpy(), b) < 1e-5
 
+    def test_channels_pass_through_a_pooling_that_repeats(self):
+        module = module_of(networks.Stretched, "script", samples(networks.Stretched.shape, 2))
+        signature = [{"name": "x", "dtype": "float32", "shape": list(networks.Stretched.shape)}]
+        model, _ = convert(module, read_arguments(module, signature))
+        assert "MatMul" not in {node.op_type for node in model.graph}
+
     @pytest.mark.parametrize("kind", ["script", "trace"])
     def test_constants_are_called_by_the_names_of_parameters(self, kind):
         module = module_of(networks.UNet, kind, samples(networks.UNet.shape, 2))

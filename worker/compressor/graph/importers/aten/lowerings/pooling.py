@@ -84,13 +84,15 @@ def _adaptive(to: Call, x: Tensor, wanted: Value, whole: str, windows: str) -> V
     if all(a % b == 0 for a, b in pairs):
         window = [a // b for a, b in pairs]
         return _alone(to, x, count, windows, kernel_shape=window, strides=window)
-    if windows == "MaxPool":
+    if windows == "MaxPool" and any(b % a for a, b in pairs):
         raise Unsupported("pools to a size that does not divide the input's")
-    product: Value = x
-    for axis, (a, b) in enumerate(pairs):
-        if a != b:
-            product = _averaged(to, product, x.rank - count + axis, a, b)
-    return product
+    made: Value = x
+    for axis, (a, b) in enumerate(pairs, start=x.rank - count):
+        if b % a == 0 and a != b:  # windows of one element: each is repeated
+            made = to.aten("index_select", made, axis, to.build.known(torch.arange(b) // (b // a)))
+        elif a != b:
+            made = _averaged(to, made, axis, a, b)
+    return made
 
 
 def _averaged(to: Call, x: Value, axis: int, given: int, wanted: int) -> Value:
