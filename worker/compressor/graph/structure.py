@@ -2,6 +2,7 @@
 
 `{"args": [tree], "kwargs": [[name, tree]], "names": [name], "output": tree}`; a tree is `{"port": number}` (the input or
 output of that number), `{"value": constant}`, `{"list": [tree]}`, `{"tuple": [tree]}` or `{"dict": [[key, tree]]}`.
+`"optional": number` says how many arguments at the end keep the defaults that they have in the upload (none has kwargs then).
 """
 
 from __future__ import annotations

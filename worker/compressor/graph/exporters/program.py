@@ -37,7 +37,7 @@ def write_program(network: Network, path: Path) -> None:
     Raises:
         ExportError: if the graph cannot be exported.
     """
-    structure = network.structure or _in_order(network)
+    structure = _without_defaults(network.structure) if network.structure else _in_order(network)
     module = to_module(network, trainable=False, fused=False).eval()
     name_weights(module, network)
     _restructure(module, structure)
@@ -46,6 +46,13 @@ def write_program(network: Network, path: Path) -> None:
         torch.export.save(program, path)
     except (RuntimeError, OSError, ValueError) as error:
         raise ExportError(f"the network cannot be written as an exported program: {str(error)[:300]}") from error
+
+
+def _without_defaults(structure: Structure) -> Structure:
+    """A program has no defaults: arguments that callers of the upload leave out are not asked for."""
+    if not (num_optional := structure.get("optional", 0)):
+        return structure
+    return structure | {name: structure[name][:-num_optional] for name in ("args", "names")}
 
 
 def _in_order(network: Network) -> Structure:

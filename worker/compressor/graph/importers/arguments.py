@@ -6,6 +6,7 @@ inputs of the network, in the order of the signature.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,7 @@ class Argument:
     name: str
     row: Mapping[str, Any] | None
     value: Any = None
+    is_default: bool = False
 
 
 class Arguments:
@@ -49,6 +51,11 @@ class Arguments:
     def has_free_batch(self) -> bool:
         """Whether a first axis is free."""
         return any(isinstance(size, str) for row in self.rows for size in row["shape"][:1])
+
+    @property
+    def num_optional(self) -> int:
+        """How many at the end keep their defaults, so that no caller has to give them."""
+        return len(list(itertools.takewhile(lambda argument: argument.is_default, reversed(self.all))))
 
     def call(self, tensors: Sequence[Any]) -> list[Any]:
         """The arguments of one call with these tensors."""
@@ -94,7 +101,7 @@ def read_arguments(module: Any, signature: Signature) -> Arguments:
         elif argument.name in places:
             arguments.append(Argument(argument.name, places[argument.name]))
         elif argument.has_default_value():
-            arguments.append(Argument(argument.name, None, argument.default_value))
+            arguments.append(Argument(argument.name, None, argument.default_value, is_default=True))
         else:
             raise _mismatch(f"the argument '{argument.name}' of forward is not in the signature")
     return Arguments(arguments)

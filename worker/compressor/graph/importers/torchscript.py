@@ -140,7 +140,13 @@ def _structure(module: Any, arguments: Arguments) -> Structure:
     if not count:
         raise ImportFailed("the network returns no tensor", code="unsupported_output", hint="Return tensors.")
     names = [argument.name for argument in arguments.all]
-    return {"args": arguments.tree(), "kwargs": [], "names": names, "output": output}
+    return {
+        "args": arguments.tree(),
+        "kwargs": [],
+        "names": names,
+        "optional": arguments.num_optional,
+        "output": output,
+    }
 
 
 def _call(module: Any, arguments: Arguments, tensors: list[torch.Tensor]) -> Any:

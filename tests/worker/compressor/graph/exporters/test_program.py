@@ -1,3 +1,5 @@
+from typing import Optional
+
 import onnx
 import onnx_ir as ir
 import pytest
@@ -42,6 +44,18 @@ def two_inputs(folder):
         dynamic_axes={"tokens": {0: "batch", 1: "length"}, "extra info": {0: "batch"}},
     )  # fmt: skip
     return import_model(folder / "n.onnx", "onnx", None)[0]
+
+
+class Defaults(nn.Module):
+    """An argument that callers leave out, after one that they do not."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor, times: int, scale: float = 2.0, mask: Optional[torch.Tensor] = None):  # noqa: UP045
+        x = self.linear(x) * float(times) * scale
+        return x if mask is None else x * mask
 
 
 class TestWriteProgram:
@@ -91,6 +105,14 @@ class TestWriteProgram:
         assert program.module()(x).shape[0] == 1
         with pytest.raises((AssertionError, RuntimeError)):
             program.module()(torch.cat([x, x]))
+
+    def test_arguments_with_defaults_are_not_asked_for(self, tmp_path):
+        net = Defaults().eval()
+        torch.jit.script(net).save(tmp_path / "n.pt")
+        signature = [{"name": "x", "dtype": "float32", "shape": ["batch", 4]}, {"name": "times", "value": 3}]
+        module = written(import_model(tmp_path / "n.pt", "torchscript", signature)[0], tmp_path).module()
+        x = torch.randn(5, 4)
+        torch.testing.assert_close(module(x, 3), net(x, 3))
 
     def test_nameless_first_axes_are_one_batch(self, tmp_path):
         network = two_inputs(tmp_path)
