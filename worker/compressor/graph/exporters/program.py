@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 from worker.compressor.errors import ExportError
 from worker.compressor.graph.evaluation import torch_dtype
 from worker.compressor.graph.exporters.dotted_names import name_weights
+from worker.compressor.graph.exporters.recurrent_lengths import free_recurrent_lengths
 from worker.compressor.graph.network import Network
 from worker.compressor.graph.structure import Structure, Tree, fill, leaves
 from worker.compressor.graph.training.executor import identifier, to_module
@@ -104,7 +105,7 @@ def _export(module: fx.GraphModule, network: Network, structure: Structure) -> E
     failure: Exception | None = None
     for axes, deferred in ((_named_axes, False), (_named_axes, True), (_inferred_axes, True)):
         try:
-            with warnings.catch_warnings(), torch.no_grad():
+            with warnings.catch_warnings(), torch.no_grad(), free_recurrent_lengths():
                 warnings.simplefilter("ignore")  # about examples of a size that torch may take for fixed
                 args, kwargs = _example_call(structure, _examples(network))
                 free_args, free_kwargs = _example_call(_without_values(structure), axes(network))

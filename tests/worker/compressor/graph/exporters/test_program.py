@@ -11,6 +11,7 @@ from worker.compressor.errors import ExportError
 from worker.compressor.graph.channels.analysis import analyse
 from worker.compressor.graph.evaluation import run
 from worker.compressor.graph.exporters.program import write_program
+from worker.compressor.graph.exporters.recurrent_lengths import free_recurrent_lengths
 from worker.compressor.graph.importers import import_model
 from worker.compressor.graph.surgery import cut
 
@@ -125,3 +126,44 @@ class TestWriteProgram:
         network, _ = nets.load(nets.Plain, tmp_path)
         with pytest.raises(ExportError, match="cannot be written"):
             write_program(network, tmp_path / "no" / "such" / "folder" / "m.pt2")
+
+
+class Speech(nn.Module):
+    """Two directions over a sequence of any length, and the last state beside it."""
+
+    def __init__(self, cell, **options):
+        super().__init__()
+        self.cell = cell(6, 5, num_layers=2, bidirectional=True, batch_first=True, **options)
+        self.head = nn.Linear(10, 3)
+
+    def forward(self, x):
+        y, state = self.cell(x)
+        return self.head(y), state[0] if isinstance(state, tuple) else state
+
+
+class TestRecurrentLengths:
+    @pytest.mark.parametrize(
+        ("cell", "options"),
+        [(nn.LSTM, {}), (nn.GRU, {}), (nn.RNN, {}), (nn.RNN, {"nonlinearity": "relu"})],
+        ids=["lstm", "gru", "tanh", "relu"],
+    )
+    def test_a_free_length_stays_free(self, cell, options, tmp_path):
+        torch.manual_seed(0)
+        net = Speech(cell, **options).eval()
+        torch.onnx.export(
+            net, (torch.zeros(2, 4, 6),), str(tmp_path / "n.onnx"), dynamo=False, input_names=["x"], opset_version=17,
+            output_names=["y", "state"], dynamic_axes={"x": {0: "batch", 1: "time"}, "y": {0: "batch", 1: "time"}},
+        )  # fmt: skip
+        network = import_model(tmp_path / "n.onnx", "onnx", None)[0]
+        module = written(network, tmp_path).module()
+        for batch, time in ((1, 1), (3, 9)):
+            x = torch.randn(batch, time, 6)
+            for wanted, made in zip(net(x), module(x), strict=True):
+                assert torch.allclose(wanted, made, atol=1e-6)
+
+    def test_torch_computes_as_before_after_it(self):
+        kept = dict(torch.ops.aten.lstm.input.py_kernels)
+        with pytest.raises(ValueError, match="stop"), free_recurrent_lengths():
+            assert torch.ops.aten.lstm.input.py_kernels != kept
+            raise ValueError("stop")
+        assert torch.ops.aten.lstm.input.py_kernels == kept
