@@ -150,8 +150,10 @@ class Subject:
             if operator_of(node).macs is None or not weights or node.name in writing:
                 continue
             channels = _channels(self.analysis, node.outputs[0], node.op)
-            depthwise = node.op == "Conv" and node.attributes.get("group", 1) > 1 and node.name not in units
-            if not depthwise:
+            depthwise = (
+                node.op in ("Conv", "ConvTranspose") and node.attributes.get("group", 1) > 1 and node.name not in units
+            )
+            if not depthwise and channels > 1:
                 found[node.name] = units.get(node.name, 0) / channels
         if not found:
             return None, None

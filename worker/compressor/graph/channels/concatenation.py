@@ -23,24 +23,25 @@ def concatenate(walk: Labels, node: Node, axis: int) -> None:
         walk.layers[output] = _stacked(walk, node, axis)
         walk.states.add(output)
         return
-    among_constants = all(walk.is_weight(name) for name in node.inputs)
-    for name in node.inputs if among_constants else ():
+    names = [name for name in node.inputs if 0 not in walk.shape(name)]  # what is empty adds nothing
+    among_constants = all(walk.is_weight(name) for name in names)
+    for name in names if among_constants else ():
         walk._label_all(name)
-    labelled = [name for name in node.inputs if among_constants or name not in walk.network.tensors]
-    lines = [walk._along(name, axis) if name in labelled else None for name in node.inputs]
+    labelled = [name for name in names if among_constants or name not in walk.network.tensors]
+    lines = [walk._along(name, axis) if name in labelled else None for name in names]
     rest: list[Layer] = []
-    for name in node.inputs:
+    for name in names:
         for layer in walk._layers(name):
             if axis not in layer.axes:
                 rest = walk._merge(rest, layer)
     for layer in rest:
-        for name in node.inputs:
+        for name in names:
             walk._face(node, layer, name, rank)
     walk.layers[output] = rest
     if any(line is not None for line in lines):
         whole = [
             np.zeros(walk.shape(name)[axis], np.int64) if line is None else line
-            for line, name in zip(lines, node.inputs, strict=True)
+            for line, name in zip(lines, names, strict=True)
         ]
         walk.layers[output] = [*rest, layer_along(np.concatenate(whole), axis, rank)]
 

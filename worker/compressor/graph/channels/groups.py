@@ -159,7 +159,7 @@ class _Conclusion:
             owner[members], block[members] = number, parts.blocks
         needs = [{"": np.ones(len(size), bool)} for size in sizes]
         anchors = []
-        for line in self._lines():
+        for line in [*self._lines(), *self._rows()]:
             labels = np.array(list(dict.fromkeys(line.tolist())))
             if (owner[labels] < 0).any():
                 continue
@@ -186,6 +186,13 @@ class _Conclusion:
         """The classes along each axis that gets shorter by itself."""
         layers = [layer for layers in self.layers.values() for layer in layers if layer.is_line]
         return list({layer.array.tobytes(): layer.line() for layer in layers}.values())
+
+    def _rows(self) -> list[np.ndarray]:
+        """The classes in each of the rows that get shorter together, heads say."""
+        layers = [layer for layers in self.layers.values() for layer in layers if len(layer.axes) > 1]
+        arrays = {(layer.narrowed, layer.array.shape, layer.array.tobytes()): layer for layer in layers}
+        rows = [row for layer in arrays.values() for row in np.unique(layer.rows(), axis=0)]
+        return list({row.tobytes(): row for row in rows}.values())
 
     def _quotas(self) -> list[Quota]:
         """Arrays whose rows must lose equal numbers: grouped operators, reshapes to rows, and what interleaving adds."""

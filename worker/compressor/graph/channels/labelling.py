@@ -47,11 +47,39 @@ class Labelling(Products):
 
     def __init__(self, network: Network, facts: Facts) -> None:
         super().__init__(network, facts)
-        self.evidence = Evidence()
-        self.moved: dict[str, list[Layer]] = {}
         self._parent: list[int] = [0]
         self._owned: dict[tuple[str, int, int], np.ndarray] = {}
+        self._start([])
+
+    def _start(self, homes: list[Home]) -> None:
+        """Before a walk: what met in those before it lies along fewer axes from now on."""
+        self._known_classes = self.classes()
+        self.evidence = Evidence(homes)
+        self.layers, self.states, self._derived = {}, set(), set()
+        self.moved: dict[str, list[Layer]] = {}
         self._zero: set[str] = set()  # values in which a channel is zero when all that makes it is
+
+    def walk(self) -> None:
+        """Walk until every layer of labels has an axis that can get shorter.
+
+        Rows and columns of a pixel shuffle hold channels of their own until a convolution slides over them.
+        """
+        super().walk()
+        while self._is_misplaced():
+            self._start(self.evidence.homes)
+            super().walk()
+
+    def _class(self, labels: np.ndarray) -> np.ndarray:
+        """The classes of the labels by what met in the walks before this one."""
+        known = self._known_classes
+        return np.where(labels < len(known), known[np.minimum(labels, len(known) - 1)], labels)
+
+    def _is_misplaced(self) -> bool:
+        classes = self.classes()
+        if np.array_equal(classes, self._known_classes):
+            return False
+        layers = (layer for layers in self.layers.values() for layer in layers if len(layer.axes) > 1)
+        return any(not _can_narrow(classes[layer.array], layer.narrowed) for layer in layers)
 
     def classes(self) -> np.ndarray:
         """For each label the smallest label of its class; class 0 can never be removed."""
@@ -130,7 +158,7 @@ class Labelling(Products):
             axes = []
             for axis in range(array.ndim):
                 first = array.take([0], axis)
-                if array.shape[axis] > 1 and (array != first).any():
+                if array.shape[axis] > 1 and (self._class(array) != self._class(first)).any():
                     axes.append(axis)
                 else:
                     array = first
@@ -179,6 +207,11 @@ class Labelling(Products):
         a, b = self._find(one), self._find(other)
         if a != b:
             self._parent[max(a, b)] = min(a, b)  # 0 wins: what meets the unremovable cannot be removed
+
+
+def _can_narrow(labels: np.ndarray, axis: int) -> bool:
+    """Whether labels differ along the axis, or nowhere."""
+    return bool((labels != labels.take([0], axis)).any() or labels.min() == labels.max())
 
 
 def _interleaved(layer: Layer) -> list[np.ndarray]:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from worker.compressor.graph.channels.concatenation import concatenate
-from worker.compressor.graph.channels.layer import Layer, are_one, layer_along, lowered, raised
+from worker.compressor.graph.channels.layer import Layer, are_one, layer_along, lowered, raised, rows_of
 from worker.compressor.graph.channels.recurrence import recur
 from worker.compressor.graph.channels.stretching import is_stretched
 from worker.compressor.graph.counts import is_float
@@ -152,7 +152,9 @@ class Labels(ABC):
         if parts > 1:
             self._quota(labels.reshape(parts, -1))
         output = node.outputs[0]
-        self.layers.setdefault(output, []).append(layer_along(labels, axis, len(self.shape(output))))
+        made = layer_along(labels, axis, len(self.shape(output)))
+        is_single = self.shape(output)[axis] == 1  # what a single channel gates does not depend on each other for that
+        self.layers.setdefault(output, []).append(Layer(made.array, ()) if is_single else made)
 
     def follow(self, node: Node, x: Place, weights: Sequence[Place], *, slides: Sequence[int] = ()) -> None:
         """Each channel goes on by itself with its own entries of the weights; see `walk.Walk`."""
@@ -224,7 +226,7 @@ class Labels(ABC):
         made: dict[str, list[tuple[np.ndarray, Layer]]] = {name: [] for name in node.outputs if name}
         for layer in self._layers(source):
             for name, array in zip(node.outputs, self._run(steered, env, source, layer.array), strict=False):
-                if name:
+                if name and 0 not in self.shape(name):
                     made[name].append((array, layer))
         for name, arrays in made.items():
             self.layers[name] = self._moved(node, name, arrays)
@@ -391,9 +393,3 @@ class Labels(ABC):
             own = self._align(name, axis - offset, line)
             self._mark(node, "follows", own)
         return True
-
-
-def rows_of(layer: Layer, shape: Sequence[int], offset: int) -> np.ndarray | None:
-    """The labels as a constant of this (raised) shape carries them: one row per entry of its axis 0; None: one line."""
-    blocks = [axis for axis in layer.axes if axis != layer.narrowed and shape[axis] > 1]
-    return layer.rows() if blocks == [offset] and len(layer.axes) == 2 and shape[layer.narrowed] > 1 else None

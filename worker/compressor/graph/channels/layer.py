@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,3 +85,9 @@ def placed(layer: Layer, result: Term) -> Layer:
     array = layer.array.transpose([*result, *(axis for axis in range(layer.array.ndim) if axis not in result)])
     array = array.reshape(array.shape[: len(result)])
     return Layer(array, tuple(sorted(result.index(a) for a in layer.axes)), result.index(layer.narrowed))
+
+
+def rows_of(layer: Layer, shape: Sequence[int], offset: int) -> np.ndarray | None:
+    """The labels as a constant of this (raised) shape carries them: one row per entry of its axis 0; None: one line."""
+    blocks = [axis for axis in layer.axes if axis != layer.narrowed and shape[axis] > 1]
+    return layer.rows() if blocks == [offset] and len(layer.axes) == 2 and shape[layer.narrowed] > 1 else None

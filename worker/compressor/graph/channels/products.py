@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from worker.compressor.graph.channels.heads import attend, rotate
-from worker.compressor.graph.channels.labels import Labels, rows_of
-from worker.compressor.graph.channels.layer import Layer, Term, layer_along, lettered, placed
+from worker.compressor.graph.channels.labels import Labels
+from worker.compressor.graph.channels.layer import Layer, Term, layer_along, lettered, placed, rows_of
 from worker.compressor.graph.channels.weighing import weigh
 from worker.compressor.graph.counts import is_float
 from worker.compressor.graph.network import Node
