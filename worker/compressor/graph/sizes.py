@@ -24,7 +24,8 @@ def known_as(plain: Callable[..., Any], recorded: Callable[..., Any] | None = No
     def known(node: Node, arrays: Sequence[np.ndarray]) -> Any:
         if all(array.dtype != object for array in arrays):
             return plain(*arrays)
-        return np.frompyfunc(lambda *numbers: record(single, *numbers), len(arrays), 1)(*arrays)
+        found = np.empty(np.broadcast_shapes(*(array.shape for array in arrays)), object)  # also of a single number
+        return np.frompyfunc(lambda *numbers: record(single, *numbers), len(arrays), 1)(*arrays, out=found)
 
     return known
 

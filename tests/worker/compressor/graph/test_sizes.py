@@ -41,6 +41,15 @@ CASES = {
     "Div": ([("Div", ["v", "two"], {})], TWO),
     "Max": ([("Max", ["v", "both"], {})], BOTH),
     "Min": ([("Min", ["v", "both"], {})], BOTH),
+    "Max of one": (
+        [
+            ("Gather", ["v", "first"], {}),
+            ("Max", ["s0", "at_least"], {}),
+            ("Unsqueeze", ["s1", "first_axis"], {}),
+            ("Concat", ["s2", "one"], {"axis": 0}),
+        ],
+        {"first": np.array(0), "at_least": np.array(4), "first_axis": np.array([0]), "one": np.array([1])},
+    ),
     "ReduceProd": ([("ReduceProd", ["v"], {})], {}),
     "ReduceMax": ([("ReduceMax", ["v"], {})], {}),
     "ReduceSum": ([("ReduceSum", ["v"], {"keepdims": 1})], {}),

@@ -111,7 +111,7 @@ def _extreme(op: str, function: Callable[[Any, Any], Any], limit: str, known: Kn
 
 def _many_known(plain: Callable[[Any, Any], Any], recorded: Callable[[Any, Any], Any]) -> Known:
     pair = known_as(plain, recorded)
-    return lambda node, arrays: functools.reduce(lambda a, b: np.asarray(pair(node, [a, b])), arrays)
+    return lambda node, arrays: functools.reduce(lambda a, b: pair(node, [a, b]), arrays)
 
 
 _binary("Add", operator.add)
