@@ -27,7 +27,7 @@ def import_onnx(path: Path, signature: Sequence[Mapping[str, Any]] | None) -> Ne
     """
     stored = open_bundle(path, path.parent / "unpacked") if is_bundle(path) else open_file(path)
     check_model(stored.proto, stored)
-    network = normalise(_deserialise(stored))
+    network = normalise(_deserialise(stored), signature)
     try_once(network, signature)
     return network
 

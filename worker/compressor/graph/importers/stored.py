@@ -63,6 +63,8 @@ class StoredModel:
             self.proto = onnx.load_model_from_string(graph)
         except (DecodeError, ValueError) as error:
             raise _malformed("it does not parse as protobuf") from error
+        for tensor in filter(self.is_own, tensors_of(self.proto)):  # the file may say DEFAULT behind the data
+            tensor.data_location = onnx.TensorProto.EXTERNAL
 
     def place(self, tensor: onnx.TensorProto) -> Place | None:
         """Where the tensor's data lies, None where it is in the graph.

@@ -32,15 +32,15 @@ from worker.compressor.graph.normalise import (
 )
 
 
-def normalise(model: ir.Model) -> Network:
-    """The network of that model after all cases; `model` belongs to it from now on.
+def normalise(model: ir.Model, signature: branches.Signature | None = None) -> Network:
+    """The network of that model after all cases; `model` belongs to it from now on. `signature` fixes free sizes.
 
     Raises:
         ImportFailed: for local functions that cannot be written out, and choices that depend on data.
     """
     functions.apply(model)
     listed_inputs.apply(model)
-    branches.apply(model)
+    branches.apply(model, signature)
     constants.apply(model)
     whole_numbers.apply(model)
     filled.apply(model)

@@ -1,12 +1,13 @@
 """Case 9: an If whose condition is the same for every input goes; the branch that it takes stays.
 
-The condition may be constant, or follow from ranks and from sizes that the file fixes: exporters ask whether an axis
-has the size 1 before they squeeze it. A free size is no number but `Free`, which spoils all that is computed from it.
+The condition may be constant, or follow from ranks and from sizes that the file or the signature fixes: exporters ask
+whether an axis has the size 1 before they squeeze it. A free size is no number but `Free`, which spoils all that is
+computed from it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
@@ -20,16 +21,17 @@ from worker.compressor.graph.operator import OPERATORS
 
 _MOST_KNOWN = 4096
 _SIZES = ("Shape", "Size")
+Signature = Sequence[Mapping[str, Any]]
 
 
-def apply(model: ir.Model) -> None:
-    """Replace every If by the branch that it takes.
+def apply(model: ir.Model, signature: Signature | None = None) -> None:
+    """Replace every If by the branch that it takes, at the sizes that the signature fixes where the file does not.
 
     Raises:
         ImportFailed: `unsupported_operator` for one that data or free sizes choose by.
     """
     while choices := list(_choices(model.graph)):
-        conditions = _Conditions(model)
+        conditions = _Conditions(model, signature or [])
         taken = [(node, conditions.of(node)) for node in choices]
         if all(condition is None for _, condition in taken):
             _refuse(choices[0])
@@ -48,8 +50,8 @@ def _choices(graph: ir.Graph) -> Iterator[ir.Node]:
 class _Conditions:
     """What is known of a graph's values before it runs."""
 
-    def __init__(self, model: ir.Model) -> None:
-        self._shapes = _inferred(model)
+    def __init__(self, model: ir.Model, signature: Signature) -> None:
+        self._shapes = _inferred(model, signature)
         self._nodes: dict[ir.Node, Node] = dict(zip(model.graph, Network(model, {}).nodes, strict=True))
         self._known: dict[ir.Value, np.ndarray | None] = {}
 
@@ -118,18 +120,30 @@ def _are_free(sizes: list[Any]) -> Iterator[bool]:
     return (isinstance(size, Free) for size in sizes)
 
 
-def _inferred(model: ir.Model) -> dict[str, tuple[int | ir.SymbolicDim, ...]]:
+def _inferred(model: ir.Model, signature: Signature) -> dict[str, tuple[int | ir.SymbolicDim, ...]]:
     """Shapes that follow from those of the inputs; what the file says about its other values is not relied on."""
     copy = model.clone()
     for node in copy.graph.all_nodes():
         for value in node.outputs:
             value.shape = None
+    rows = {row["name"]: row for row in signature}
+    if rows.keys() - {value.name for value in copy.graph.inputs} and len(signature) == len(copy.graph.inputs):
+        rows = {value.name: row for value, row in zip(copy.graph.inputs, signature, strict=True)}
     for value in copy.graph.inputs:
-        if value.shape is not None:  # some exporters write -1 for a free size
-            value.shape = ir.Shape([None if isinstance(size, int) and size < 0 else size for size in value.shape])
+        value.shape = _told(value, rows.get(value.name or "", {}).get("shape"))
     ShapeInferencePass(check_type=False, strict_mode=False)(copy)
     values = [*copy.graph.inputs, *(value for node in copy.graph for value in node.outputs)]
     return {value.name or "": tuple(value.shape) for value in values if value.shape is not None}
+
+
+def _told(value: ir.Value, given: Sequence[int | str] | None) -> ir.Shape | None:
+    """An input's shape with the sizes that the signature fixes; some exporters write -1 for a free size."""
+    if value.shape is None:
+        return None if given is None else ir.Shape(given)
+    sizes = [None if isinstance(size, int) and size < 0 else size for size in value.shape]
+    if given is None or len(given) != len(sizes):
+        return ir.Shape(sizes)
+    return ir.Shape([size if isinstance(size, int) else told for size, told in zip(sizes, given, strict=True)])
 
 
 def _splice(graph: ir.Graph, choice: ir.Node, taken: str) -> None:
@@ -177,7 +191,7 @@ def _refuse(choice: ir.Node) -> NoReturn:
         code="unsupported_operator",
         hint="Make the choice before the export: give the input a constant value, and upload one network for each."
         if inputs
-        else "Export with those axes fixed (without dynamic_axes), or with the choice made before the export.",
+        else "Say in `inputs` which sizes those axes have, or export with them fixed (without dynamic_axes).",
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch.nn import functional
 
 from worker.compressor.graph.network import Node
@@ -18,6 +19,10 @@ def _batch_norm(call: Call) -> Any:
         raise call.refuse("normalises each position by itself")
     x, scale, bias, mean, variance = (call.tensor(slot) for slot in range(5))
     epsilon = call.attribute("epsilon", 1e-5)
+    if any(call.known(slot) is None for slot in (3, 4)):  # of data (a layer normalisation): they have gradients
+        axes = [-1, *[1] * (call.rank(0) - 2)]
+        scale, bias, mean, variance = (torch.reshape(vector, axes) for vector in (scale, bias, mean, variance))
+        return (x - mean) * (scale / torch.sqrt(variance + epsilon)) + bias
     # In training mode torch updates mean and variance in place, by the momentum that the trainer set.
     return functional.batch_norm(x, mean, variance, scale, bias, call.training, call.momentum, epsilon)
 

@@ -105,6 +105,13 @@ BROKEN = {
     "huge dimensions": (weight(dims=[1 << 40]), "invalid_tensor"),
     "overflowing dimensions": (weight(dims=[1 << 33, 1 << 33]), "invalid_tensor"),
     "unknown data type": (weight(data_type=99), "invalid_tensor"),
+    "training operator": (
+        model(
+            [helper.make_node("Gradient", ["x"], ["y"], domain="ai.onnx.preview.training", xs=["x"], y="x")],
+            domains=("ai.onnx.preview.training",),
+        ),
+        "unsupported_feature",
+    ),
     "external above": (external("../../etc/passwd"), "external_data_path"),
     "external absolute": (external("/dev/zero"), "external_data_path"),
     "external hidden above": (external("sub/../../x"), "external_data_path"),
@@ -192,6 +199,25 @@ class TestSignature:
         network, facts = import_model(path, "onnx", [{"name": "x", "dtype": "float32", "shape": ["n", 7]}])
         assert network.sample_shapes == {"x": (1, 7)} and facts["sample_shapes"] == {"x": [1, 7]}
         assert network.inputs[0].shape == ("n", "t")
+
+
+def test_domains_that_no_node_uses_do_not_matter(tmp_path):
+    path = tmp_path / "m.onnx"
+    path.write_bytes(model(domains=("ai.onnx.preview.training", "com.microsoft.nchwc")).SerializeToString())
+    assert len(import_model(path, "onnx", None)[0].nodes) == 1
+
+
+def test_a_tensor_may_say_that_its_data_is_in_the_file(tmp_path):
+    made = model(
+        [helper.make_node("Gemm", ["x", "w"], ["y"], name="fc")],
+        initializers=[numpy_helper.from_array(np.random.default_rng(0).random((4, 512), np.float32), "w")],
+        outputs=[helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 512])],
+    )
+    made.graph.initializer[0].data_location = TensorProto.DEFAULT  # as saved after it was read from external data
+    path = tmp_path / "m.onnx"
+    path.write_bytes(made.SerializeToString())
+    network, _ = import_model(path, "onnx", None)
+    assert (network.tensors["w"] == numpy_helper.to_array(made.graph.initializer[0])).all()
 
 
 def test_checker_agrees_that_the_sound_ones_are_sound(tmp_path):

@@ -43,9 +43,9 @@ def model(nodes, *, shape=("n", 4), out=("n", 4), opset=17, **tensors):
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
 
 
-def imported(made, folder):
+def imported(made, folder, signature=None):
     onnx.save(made, folder / "m.onnx")
-    return import_model(folder / "m.onnx", "onnx", None)[0]
+    return import_model(folder / "m.onnx", "onnx", signature)[0]
 
 
 def load(made, folder, x):
@@ -157,7 +157,21 @@ class TestConditionOnSizes:
         made = model([node("Relu", ["x"], ["h"]), *nodes, node("Relu", ["z"], ["y"])], shape=(free, 4), **tensors)
         with pytest.raises(ImportFailed, match=r"'choose' \(If\).*sizes that the file leaves free") as caught:
             imported(made, tmp_path)
-        assert caught.value.code == "unsupported_operator" and "fixed" in (caught.value.hint or "")
+        assert caught.value.code == "unsupported_operator" and "`inputs`" in (caught.value.hint or "")
+
+    @pytest.mark.parametrize("name", ["x", "by position"])
+    def test_a_free_size_that_the_signature_fixes_decides(self, name, tmp_path):
+        nodes, tensors = squeezing(1)
+        conv = node("Conv", ["x", "w"], ["h"], kernel_shape=[4])
+        made = model(
+            [conv, *nodes, node("Relu", ["z"], ["y"])], shape=("n", 2, "t"), out=None, w=array(1, 2, 4), **tensors
+        )
+        made.graph.output[0].type.tensor_type.shape.SetInParent()
+        x = array(3, 2, 8)
+        network = imported(made, tmp_path, [{"name": name, "dtype": "float32", "shape": ["batch", 2, 8]}])
+        assert [node.op for node in network.nodes] == ["Conv", "Squeeze", "Relu"]
+        assert network.inputs[0].shape == ("n", 2, "t")
+        assert difference(reference(made, {"x": x})[0], run(network, {"x": x})["y"]) < 2e-6
 
     def test_a_size_that_the_file_claims_of_an_inner_value_does_not_decide(self, tmp_path):
         nodes, tensors = squeezing(0)
