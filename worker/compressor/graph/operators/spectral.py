@@ -18,6 +18,10 @@ from worker.compressor.graph.operator import Call, Known, Operator, register
 from worker.compressor.graph.walk import Walk
 
 
+#: The axis that a DFT transforms where it does not say.
+_FIRST_AXIS = {17: 1, 20: -2}
+
+
 def _transform(call: Call) -> Any:
     axis, length = _axis(call), call.ints(1)[0] if call.has(1) else None
     inverse, one_sided = bool(call.attribute("inverse", 0)), bool(call.attribute("onesided", 0))
@@ -30,11 +34,8 @@ def _transform(call: Call) -> Any:
 
 def _axis(call: Call) -> int:
     """The transformed axis, counted without the last one, which holds the parts of a number."""
-    if call.node.since_version < 20:
-        axis = call.attribute("axis", 1)
-    else:
-        axis = call.ints(2)[0] if call.has(2) else -2
-    return int(axis % call.rank(0))
+    given = call.ints(2)[0] if call.has(2) else call.attribute("axis", _FIRST_AXIS[call.node.since_version])
+    return int(given % call.rank(0))
 
 
 def _numbers(call: Call, x: Any, *, real: bool = False) -> Any:
@@ -63,10 +64,8 @@ def _close_spectrum(walk: Walk, node: Node) -> None:
     if node.op == "STFT":
         walk.pin(node, f"STFT '{node.name}' takes them as a signal")
         return
-    if len(node.inputs) > 2 and node.inputs[2]:
-        axes = walk.numbers(node, 2)
-    else:
-        axes = [node.attributes.get("axis", 1) if node.since_version < 20 else -2]
+    is_given = len(node.inputs) > 2 and node.inputs[2]
+    axes = walk.numbers(node, 2) if is_given else [node.attributes.get("axis", _FIRST_AXIS[node.since_version])]
     if axes is None:
         walk.pin(node, f"DFT '{node.name}' takes its axis from data")
     else:
