@@ -17,7 +17,6 @@ from worker.compressor.graph.network import Node
 from worker.compressor.graph.operator import Call, Known, Operator, register
 from worker.compressor.graph.walk import Walk
 
-
 #: The axis that a DFT transforms where it does not say.
 _FIRST_AXIS = {17: 1, 20: -2}
 
