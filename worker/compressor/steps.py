@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -77,7 +78,7 @@ def _proven_cut(job: Job, step: int, options: Prune, ceilings: dict[str, int]) -
             proof = _proven(job, choice, exact, feeds)
             return choice, cut(job.network, choice.analysis, choice.kept), proof
         except GraphError as error:
-            failing = [group for group in exact if not _is_exact_alone(job, choice, group, feeds)]
+            failing = _failing(job, choice, feeds)
             if not failing:
                 raise
             refused |= dict.fromkeys(failing, "the cut network would not compute what the original does without it")
@@ -95,9 +96,23 @@ def _proven(job: Job, choice: Choice, kept: dict[int, np.ndarray], feeds: Feeds)
     return prove(in_float32(job.network), wide, choice.analysis, feeds)
 
 
-def _is_exact_alone(job: Job, choice: Choice, group: int, feeds: Feeds) -> bool:
+def _failing(job: Job, choice: Choice, feeds: Feeds) -> list[int]:
+    """The groups that cannot be cut by themselves; else the first that cannot be cut with those before it."""
+    alone = [group for group in choice.kept if not _holds(job, choice, [group], feeds)]
+    if alone:
+        return alone
+    groups = list(choice.kept)
+    return next(([groups[n]] for n in range(1, len(groups)) if not _holds(job, choice, groups[: n + 1], feeds)), [])
+
+
+def _holds(job: Job, choice: Choice, groups: Sequence[int], feeds: Feeds) -> bool:
+    """Whether these groups can be cut together, and the exact ones pass the proof."""
+    kept = {group: choice.kept[group] for group in groups}
+    exact = {group: units for group, units in kept.items() if choice.analysis.groups[group].exact}
     try:
-        _proven(job, choice, {group: choice.kept[group]}, feeds)
+        cut(job.network, choice.analysis, kept)
+        if exact:
+            _proven(job, choice, exact, feeds)
     except GraphError:
         return False
     return True

@@ -311,3 +311,19 @@ class TestRefusedGroups:
         report = json.loads(artifact(attempt, "report.json").read_text())
         row = next(row for row in report["layers"] if "fc1" in row["name"])
         assert row["shape_before"] == row["shape_after"] and "would not compute" in row["kept_because"]
+
+    def test_of_groups_that_cannot_be_cut_together_the_later_one_stays_whole(self, files, tmp_path, monkeypatch):
+        cut = steps.cut
+
+        def doubtful(network, analysis, kept):
+            layers = [layer for group in kept for layer in analysis.groups[group].layers]
+            if len(kept) > 1 and any("fc1" in layer for layer in layers):
+                raise GraphError("not both")
+            return cut(network, analysis, kept)
+
+        monkeypatch.setattr(steps, "cut", doubtful)
+        attempt, outcome = compressed(tmp_path, files / "net.onnx", files / "labelled.npz", SPEC)
+        assert outcome["status"] == "succeeded" and any("not both" in warning for warning in outcome["warnings"])
+        report = json.loads(artifact(attempt, "report.json").read_text())
+        row = next(row for row in report["layers"] if "fc1" in row["name"])
+        assert row["shape_before"] == row["shape_after"]

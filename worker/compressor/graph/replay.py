@@ -32,9 +32,12 @@ class Replay(Products):
     output and input slot, numbers that were computed from a shape (the scale of attention) and have to stay what they were.
     """
 
-    def __init__(self, network: Network, analysis: Analysis, kept: Mapping[int, np.ndarray]) -> None:
+    def __init__(
+        self, network: Network, analysis: Analysis, kept: Mapping[int, np.ndarray], orders: Mapping[bytes, np.ndarray]
+    ) -> None:
         super().__init__(network, analysis.facts)
         self.analysis = analysis
+        self._orders = orders
         self.takes: dict[tuple[str, int], np.ndarray] = {}
         self.rewrites: dict[str, Rewrites] = {}
         self.frozen: dict[tuple[str, int], np.ndarray] = {}
@@ -117,6 +120,8 @@ class Replay(Products):
         if (name, axis) not in self.takes:
             left = np.stack([np.flatnonzero(~self._removed[row]) for row in classes])
             self.takes[name, axis] = left if parts > 1 else left[0]
+            if (order := self._orders.get(classes.tobytes())) is not None:
+                self.takes[name, axis] = _gather(classes[0], order, left[0])
         own = np.take_along_axis(classes, np.atleast_2d(self.takes[name, axis]), 1)
         return own if parts > 1 else own[0]
 
@@ -142,7 +147,20 @@ class Replay(Products):
         except ValueError as error:
             raise GraphError("a cut would leave two values of different width to be combined") from error
         if (left != right).any():
-            raise GraphError("a cut would leave two values whose channels lie in different order to be combined")
+            raise _Disorder(left, right)
+
+    def settle(self, disorder: _Disorder) -> dict[bytes, np.ndarray]:
+        """By their line of classes the makers that can take the order of what they met, and that order; none: empty."""
+        one, other = disorder.lines
+        for name, axis in self.takes:
+            classes = self._home(name, axis)
+            left = classes[~self._removed[classes]] if classes.ndim == 1 else None
+            if left is None or classes.tobytes() in self._orders or not np.array_equal(np.sort(one), np.sort(other)):
+                continue
+            for mine, wanted in ((one, other), (other, one)):
+                if np.array_equal(mine, left):
+                    return {classes.tobytes(): wanted}
+        return {}
 
     def _pin(self, labels: np.ndarray, why: str) -> None:
         """Already taken into account by the analysis."""
@@ -226,6 +244,36 @@ class Replay(Products):
 
     def _full_shape(self, name: str) -> tuple[int, ...]:
         return self.shape_now(name)
+
+
+class _Disorder(GraphError):
+    """Two values that are combined have the same channels, or not even those, in another order."""
+
+    def __init__(self, left: np.ndarray, right: np.ndarray) -> None:
+        super().__init__("a cut would leave two values whose channels lie in different order to be combined")
+        self.lines = left.reshape(-1), right.reshape(-1)
+
+
+def replay(network: Network, analysis: Analysis, kept: Mapping[int, np.ndarray]) -> Replay:
+    """The finished walk with these units kept.
+
+    A layer makes its channels in the order in which they lay, but for those that meet channels which arrive in another
+    one (from a shuffle over unequal members): it makes them in theirs.
+
+    Raises:
+        GraphError: if the cut cannot be carried through.
+    """
+    orders: dict[bytes, np.ndarray] = {}
+    while True:
+        walk = Replay(network, analysis, kept, orders)
+        try:
+            walk.walk()
+            return walk
+        except _Disorder as disorder:
+            settled = walk.settle(disorder)
+            if not settled:
+                raise
+            orders |= settled
 
 
 def removed_classes(analysis: Analysis, kept: Mapping[int, np.ndarray]) -> np.ndarray:

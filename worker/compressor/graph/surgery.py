@@ -14,7 +14,7 @@ from worker.compressor.graph.channels.grouping import Analysis, Slice
 from worker.compressor.graph.evaluation import observe
 from worker.compressor.graph.network import Network, Origin
 from worker.compressor.graph.operator import Rewrites
-from worker.compressor.graph.replay import Replay, removed_classes
+from worker.compressor.graph.replay import Replay, removed_classes, replay
 
 _MASKED = "/Masked"
 
@@ -58,27 +58,26 @@ def cut(network: Network, analysis: Analysis, kept: Mapping[int, Sequence[int] |
     """
     chosen = {group: np.unique(np.asarray(units, np.int64)) for group, units in kept.items()}
     _check(analysis, chosen)
-    replay = Replay(network, analysis, chosen)
-    replay.walk()
+    walk = replay(network, analysis, chosen)
     smaller = network.copy()
     consumed = _zeroed_axes(analysis)
-    for name, takes in _by_tensor(replay).items():
+    for name, takes in _by_tensor(walk).items():
         smaller.tensors[name] = take(network.tensors[name], takes)
         smaller.origins[name] = _composed(network.origins[name], takes, consumed.get(name, frozenset()))
     nodes = {node.outputs[0].name: node for node in smaller.graph}
-    for output, rewrites in replay.rewrites.items():
+    for output, rewrites in walk.rewrites.items():
         _rewrite(smaller, nodes[output], rewrites)
-    for (output, slot), numbers in replay.frozen.items():
+    for (output, slot), numbers in walk.frozen.items():
         nodes[output].replace_input_with(slot, smaller.add_tensor(f"{output}.number", numbers))
     smaller.remove_unused()
-    _check_shapes(smaller, analysis, replay)
+    _check_shapes(smaller, analysis, walk)
     groups = [
         analysis.groups[group] for group, units in chosen.items() if len(units) < analysis.groups[group].num_units
     ]
     inexact = [
         {"weights": sorted({s.tensor for s in g.slices}), "why": g.inexact_because} for g in groups if not g.exact
     ]
-    lines = {name: replay.lines(name) for node in network.nodes for name in node.outputs if _has_lines(replay, name)}
+    lines = {name: walk.lines(name) for node in network.nodes for name in node.outputs if _has_lines(walk, name)}
     return Cut(smaller, weight_cuts(smaller), not inexact, inexact, chosen, lines)
 
 
@@ -147,10 +146,10 @@ def _zeroed_axes(analysis: Analysis) -> dict[str, frozenset[int]]:
     return axes
 
 
-def _by_tensor(replay: Replay) -> dict[str, dict[int, np.ndarray]]:
+def _by_tensor(walk: Replay) -> dict[str, dict[int, np.ndarray]]:
     found: dict[str, dict[int, np.ndarray]] = {}
-    for (name, axis), positions in replay.takes.items():
-        length = replay.network.tensors[name].shape[axis]
+    for (name, axis), positions in walk.takes.items():
+        length = walk.network.tensors[name].shape[axis]
         if positions.shape[-1] != length or (positions != np.arange(length)).any():
             found.setdefault(name, {})[axis] = positions
     return found
@@ -231,14 +230,14 @@ def _computed(network: Network, node: ir.Node, old: ir.Value, name: str, numbers
     return total.outputs[0]
 
 
-def _check_shapes(network: Network, analysis: Analysis, replay: Replay) -> None:
+def _check_shapes(network: Network, analysis: Analysis, walk: Replay) -> None:
     """The cut network must run, and every value must have the shape that the walk foretold."""
     shapes = {port.name: analysis.facts.shapes[port.name] for port in network.inputs}
     for name, shape in observe(network, shapes).shapes.items():
         if name not in analysis.facts.shapes or name in network.tensors or 0 in shape:
             continue
-        if shape != replay.shape_now(name):
-            raise GraphError(f"'{name}' has the shape {list(shape)} after the cut, not {list(replay.shape_now(name))}")
+        if shape != walk.shape_now(name):
+            raise GraphError(f"'{name}' has the shape {list(shape)} after the cut, not {list(walk.shape_now(name))}")
 
 
 def _gone(analysis: Analysis, piece: Slice, removed: np.ndarray) -> np.ndarray:
@@ -246,8 +245,8 @@ def _gone(analysis: Analysis, piece: Slice, removed: np.ndarray) -> np.ndarray:
     return removed[home.labels]
 
 
-def _has_lines(replay: Replay, name: str) -> bool:
-    return any(len(layer.axes) == 1 for layer in replay.layers.get(name, []))
+def _has_lines(walk: Replay, name: str) -> bool:
+    return any(len(layer.axes) == 1 for layer in walk.layers.get(name, []))
 
 
 def _is_cut(origin: Origin, axis: int) -> bool:

@@ -138,6 +138,25 @@ class ShuffleStem(nn.Module):
         return self.head(torch.relu(x + self.e(torch.relu(self.d(x)))).mean((2, 3)))
 
 
+class ShuffleMeets(nn.Module):
+    """Shuffled channels that meet those of a layer, which has to make its own in the order in which the others arrive."""
+
+    shape = (3, 6, 6)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.beside = nn.Conv2d(3, 24, 3, padding=1), nn.Conv2d(24, 24, 1)
+        self.left, self.right = nn.Conv2d(6, 5, 1), nn.Conv2d(18, 5, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.stem(x))
+        n, c, h, w = x.shape
+        left, right = (x.view(n, 4, c // 4, h, w).transpose(1, 2).reshape(n, c, h, w) + self.beside(x)).split(
+            [6, 18], 1
+        )
+        return (self.left(left) + self.right(right)).mean((2, 3))
+
+
 class ShuffleSplit(nn.Module):
     """Half of the channels go by, the other half through layers, and both are interleaved again."""
 
@@ -245,7 +264,21 @@ class Tables(nn.Module):
         return self.head(torch.relu(self.b(x)).mean((2, 3)))
 
 
-ALL = [Tables, Permuted, Plain, Residual, Dense, Separable, Shuffle, ShuffleStem, ShuffleSplit, Nhwc, Shared, Sequence]
+ALL = [
+    Tables,
+    Permuted,
+    Plain,
+    Residual,
+    Dense,
+    Separable,
+    Shuffle,
+    ShuffleStem,
+    ShuffleMeets,
+    ShuffleSplit,
+    Nhwc,
+    Shared,
+    Sequence,
+]
 
 
 def build(kind: type[nn.Module], seed: int = 0) -> nn.Module:
