@@ -14,6 +14,7 @@ from worker.compressor.graph.counts import sources_of_constants, weights_of
 
 _ALONE = "all its channels depend on each other"
 _EMPTY = "a part of a split would be left without channels"
+_ENTANGLED = "a reshape takes turns with several copies of it"
 _UNEVEN = "a reshape or grouped operator would be left with uneven parts"
 _NO_LABELS = "what it reads cannot be narrowed, and it makes no channels of its own"
 
@@ -44,6 +45,7 @@ class _Conclusion:
         for labels, why in self.evidence.pins:
             for label in np.unique(self.classes[labels]).tolist():
                 self.reasons.setdefault(label, why)
+        self._stay(self._entangled(), _ENTANGLED)
         self.inexact: dict[int, str] = {}
         for labels, why in self.evidence.inexact:
             for label in np.unique(self.classes[labels]).tolist():
@@ -58,6 +60,16 @@ class _Conclusion:
             if mark.role == "produces":
                 self.produced[self.classes[mark.labels]] = True
         self.quotas = self._quotas()
+
+    def _entangled(self) -> list[int]:
+        """Classes of which several rows hold copies that take turns: these could change places when others go."""
+        found = []
+        for array in self.evidence.interleaved:
+            rows = self.classes[array]
+            if (rows != rows[:1]).any():
+                labels, counts = np.unique(np.concatenate([np.unique(row) for row in rows]), return_counts=True)
+                found += labels[counts > 1].tolist()
+        return found
 
     def _divided(self) -> Iterator[int]:
         """Classes of which a slice would be masked by zeros in a weight that is divided by its own norm there."""

@@ -1,7 +1,9 @@
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
+from torch import nn
 
 from tests.worker.compressor.graph import nets
 from worker.compressor.graph.channels.analysis import analyse
@@ -138,3 +140,25 @@ class TestPins:
         network, _ = import_model(tmp_path / "m.onnx", "onnx", None)
         (group,) = analyse(network, network.sample_shapes).groups
         assert group.num_units == 6 and not group.exact and "Softmax 'soft'" in group.inexact_because
+
+    def test_copies_that_take_turns_stay(self, tmp_path):
+        """Which copy of a channel lies where would depend on which others go."""
+
+        class Copies(nn.Module):
+            shape = (3, 5, 5)
+
+            def __init__(self):
+                super().__init__()
+                self.stem, self.twice = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 16, 3, padding=1, groups=8)
+                self.last = nn.Conv2d(24, 4, 1)
+
+            def forward(self, x):
+                x = torch.relu(self.stem(x))
+                x = torch.cat([x, self.twice(x)], 1)
+                n, c, h, w = x.shape
+                return self.last(x.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)).flatten(1)
+
+        network, _ = nets.load(Copies, tmp_path)
+        analysis = analyse(network, network.sample_shapes)
+        assert not analysis.groups
+        assert "several copies" in next(why for name, why in analysis.kept_because.items() if "stem" in name)
