@@ -25,7 +25,7 @@ from worker.compressor.graph.surgery import WeightCut, weight_cuts
 from worker.compressor.inspection import gzip_bytes
 from worker.compressor.job import Job, answers_file, identity
 from worker.compressor.outcome import Artifact, Outcome, Status
-from worker.compressor.report.counts import layer_rows, target_met, totals
+from worker.compressor.report.counts import layer_rows, pins, target_met, totals
 from worker.compressor.report.documents import manifest, report, write_json
 from worker.compressor.report.result import ratios
 
@@ -77,7 +77,14 @@ def documents(
     cuts = weight_cuts(job.network) if cuts is None else cuts
     write_json(
         output / "report.json",
-        report(context, result=result, layers=rows, weights=[row.as_dict() for row in cuts], **inexact_kept),
+        report(
+            context,
+            result=result,
+            layers=rows,
+            pins=pins(rows),
+            weights=[row.as_dict() for row in cuts],
+            **inexact_kept,
+        ),
     )
     made = [Artifact("report.json", "report", "json", "output/report.json")]
     write_json(output / "manifest.json", manifest(context, [*artifacts, *made]))

@@ -25,10 +25,13 @@ from worker.compressor.graph.training.executor import to_module, write_back
 from worker.compressor.job import Feeds, Job, taken_back
 from worker.compressor.pruning.reconstruction.lockstep import reconstruct
 from worker.compressor.pruning.structures import STRUCTURES, Choice
+from worker.compressor.pruning.structures.channels import LEFT_OUT
+from worker.compressor.report.counts import layer_rows, pins
 
 PROOF_SAMPLES = 16
 KIND_SAMPLES = 256
 _FEWEST = 4
+_DEAR = 0.2  # share of the MACs from which on a reason to keep layers is worth a warning
 # Streams of the job's randomness beside those of the steps.
 _PROOF, _RECOVERY, _STATISTICS = 50, 60, 80
 TEACHER_SHARE = 0.1
@@ -54,6 +57,9 @@ def prune(job: Job, step: int, options: Prune) -> None:
         before, job.network = job.network, made.network
         job.proven.kept.append({str(group): units.tolist() for group, units in choice.kept.items()})
         job.proven.kept_because.update(choice.kept_because)
+        for pin in pins(layer_rows(job.counts, job.counts, choice.kept_because)):
+            if pin["share"] >= _DEAR and pin["why"] != LEFT_OUT:
+                context.warn(f"{pin['share']:.0%} of the MACs were not up for removal: {pin['why']}")
         sources = {name: origin.source for name, origin in before.origins.items()}
         job.proven.inexact += [
             row | {"weights": sorted({sources.get(name, name) for name in row["weights"]})} for row in made.inexact

@@ -101,6 +101,7 @@ class TestSuccess:
         assert report["exact"] is True and report["inexact"] == [] and report["weights"]
         assert sum(row["macs_after"] for row in report["layers"]) == outcome["result"]["compressed"]["macs"]
         assert report["layers"][-1]["kept_because"]
+        assert [pin["layers"] for pin in report["pins"]] == [[report["layers"][-1]["name"]]]
         hashes = {row["name"]: row["sha256"] for row in manifest["artifacts"]}
         assert hashes["model.onnx"] == sha256(artifact(attempt, "model.onnx"))
         assert manifest["preprocess"] == PREPROCESS | {"layout": "NCHW"} and manifest["seed"] == 0
@@ -292,6 +293,14 @@ class TestInterruption:
         )
         _, other = compressed(tmp_path / "c", files / "net.pt", files / "labelled.npz", SPEC, baseline_cache=str(cache))
         assert outcome["status"] == other["status"] == "succeeded"
+
+
+class TestPins:
+    def test_what_keeps_a_large_share_is_a_warning(self, files, tmp_path, monkeypatch):
+        monkeypatch.setattr(steps, "_DEAR", 1e-6)
+        attempt, outcome = compressed(tmp_path, files / "net.onnx", files / "labelled.npz", SPEC)
+        pin = json.loads(artifact(attempt, "report.json").read_text())["pins"][0]
+        assert f"{pin['share']:.0%} of the MACs were not up for removal: {pin['why']}" in outcome["warnings"]
 
 
 class TestRefusedGroups:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from app.spec.schema import Spec
@@ -18,6 +18,18 @@ def layer_rows(before: Counts, after: Counts, kept_because: Mapping[str, str]) -
     """One row per layer of the original, in graph order, with what became of it."""
     now = {row.name: row for row in after.layers}
     return [_row(row, now.get(row.name), kept_because.get(row.name)) for row in before.layers]
+
+
+def pins(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What each reason to keep layers costs: `{why, layers, macs, share}`, `share` of all MACs, the dearest first."""
+    total, found = sum(row["macs_before"] for row in rows), dict[str, dict[str, Any]]()
+    for row in rows:
+        if row["kept_because"]:
+            pin = found.setdefault(row["kept_because"], {"why": row["kept_because"], "layers": [], "macs": 0})
+            pin["layers"].append(row["name"])
+            pin["macs"] += row["macs_after"]
+    ordered = sorted(found.values(), key=lambda pin: -pin["macs"])
+    return [pin | {"share": pin["macs"] / total if total else 0.0} for pin in ordered]
 
 
 def target_met(spec: Spec, before: Counts, after: Counts) -> dict[str, Any]:

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from worker.compressor.graph.network import Network
 
 
+LEFT_OUT = "left out by the spec"
+
+
 @STRUCTURES.register
 class Channels(Structure):
     """Removes coupled groups of channels; widths are rounded as `round_to` says."""
@@ -77,9 +80,7 @@ def _reasons(analysis: Analysis, prune: Prune) -> dict[int, str]:
         left_out = next((layer for layer in group.layers if not _is_chosen(layer, prune)), None)
         if left_out is not None:
             found[group.id] = (
-                "left out by the spec"
-                if len(group.layers) == 1
-                else f"coupled with '{left_out}', which the spec leaves out"
+                LEFT_OUT if len(group.layers) == 1 else f"coupled with '{left_out}', which the spec leaves out"
             )
         elif not group.exact and prune.recovery == "none":
             found[group.id] = f"{group.inexact_because}; a cut without recovery would not be exact"
