@@ -287,7 +287,7 @@ def _run_onnx(path: Path, feeds: Feeds) -> list[np.ndarray]:
 def _flat(value: Any) -> list[np.ndarray]:
     if isinstance(value, torch.Tensor):
         return [value.float().numpy() if value.dtype == torch.bfloat16 else value.numpy()]
-    parts = value.values() if isinstance(value, dict) else value
+    parts = value.values() if isinstance(value, dict) else [] if value is None else value
     return [array for part in parts for array in _flat(part)]
 
 

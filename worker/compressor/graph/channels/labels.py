@@ -20,7 +20,7 @@ import torch
 from worker.compressor.graph.channels.concatenation import concatenate
 from worker.compressor.graph.channels.layer import Layer, are_one, layer_along, lowered, raised, rows_of
 from worker.compressor.graph.channels.recurrence import recur
-from worker.compressor.graph.channels.stretching import is_stretched
+from worker.compressor.graph.channels.stretching import is_stretched, spanned
 from worker.compressor.graph.counts import is_float
 from worker.compressor.graph.evaluation import Facts, as_tensor, evaluate
 from worker.compressor.graph.network import Network, Node
@@ -39,6 +39,7 @@ class Labels(ABC):
         self.layers: dict[str, list[Layer]] = {}
         self.states: set[str] = set()  # outputs of recurrent operators, and what stacks them
         self._derived: set[str] = set()
+        self._sums: set[str] = set()  # of those, what several constants with channels are added to
 
     @abstractmethod
     def _own(self, name: str, axis: int, parts: int = 1) -> np.ndarray:
@@ -116,6 +117,8 @@ class Labels(ABC):
         """Sum over the channels of `x`; see `walk.Walk`."""
         source, axis = self._place(node, x)
         tensor, weight_axis = self._place(node, weight)
+        if self.is_weight(source):
+            self._label_all(source)
         self._settle(source, slides)
         self.layers[node.outputs[0]] = [layer for layer in self._layers(source) if axis not in layer.axes]
         labels = self._along(source, axis)
@@ -131,7 +134,13 @@ class Labels(ABC):
             rows = labels.reshape(parts, -1)
             self._meet(rows, rows[:1])
             labels = rows[0]
-        self._mark(node, "consumes", self._match(tensor, weight_axis, labels))
+        self._read(node, source, tensor, self._match(tensor, weight_axis, labels))
+
+    def _read(self, node: Node, source: str, tensor: str, labels: np.ndarray) -> None:
+        """A weight reads these channels; where it is itself a sum, its slices of one term being zero is not enough."""
+        self._mark(node, "consumes", labels)
+        if tensor in self._sums:
+            self._contract(node, labels, (source, tensor))
 
     def produce(self, node: Node, weight: Place, axis: int, *, also: Sequence[Place] = (), parts: int = 1) -> None:
         """The output's axis is made by the weight's axis; see `walk.Walk`."""
@@ -192,28 +201,13 @@ class Labels(ABC):
         for name in names:
             for layer in (raised(layer, rank) for layer in self._layers(name)):
                 found = self._merge(found, layer)
-        found += [layer for name in names for layer in self._spanned(node, name, rank)]
+        found += [layer for name in names for layer in spanned(self, node, name, rank)]
         for name in names:
             found = [layer for layer in found if self._face(node, layer, name, rank)]
             if name in self._derived:
                 for layer in self._layers(name):
                     self._mark(node, "follows", layer.array)
         self.layers[node.outputs[0]] = found
-
-    def _spanned(self, node: Node, name: str, rank: int) -> list[Layer]:
-        """Labels of the axes that a constant alone makes longer than 1: a scale times one number for each sample."""
-        array = self.network.tensors.get(name)
-        if array is None or not is_float(array) or name in self.layers:
-            return []
-        others = [(1,) * rank, *(self.shape(n) for n in node.inputs if n and n != name)]
-        there = np.broadcast_shapes(*others)
-        axes = [axis for axis in range(array.ndim) if array.shape[axis] > there[axis + rank - array.ndim]]
-        found = []
-        for axis in axes:
-            own = self._own(name, axis)
-            self._mark(node, "follows", own)
-            found.append(layer_along(own, axis + rank - array.ndim, rank))
-        return found
 
     def move(self, node: Node, *, slides: Sequence[int] = ()) -> None:
         """Run the operator itself on the labels; see `walk.Walk`."""

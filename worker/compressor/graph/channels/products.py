@@ -19,6 +19,8 @@ from worker.compressor.graph.network import Node
 from worker.compressor.graph.operator import operator_of
 from worker.compressor.graph.walk import SHORT_BLOCK, Place
 
+#: Their output along an axis is not zero because one of the operands is.
+_ADDING = {"Add", "Sub", "Sum", "Mean", "Max", "Min", "Where"}
 _NO_TABLE = np.empty(0)
 
 
@@ -40,7 +42,15 @@ class Products(Labels):
                 rule(self, node)
             for output in filter(None, node.outputs):
                 self._drop_single(output)
+            if node.outputs[0] in self._derived and self._adds(node):
+                self._sums.update(node.outputs)
             self._passed(node)
+
+    def _adds(self, node: Node) -> bool:
+        """Whether a node among constants adds several with channels, or goes on with what does."""
+        labelled = [name for name in node.inputs if self._layers(name)]
+        adds = len(node.inputs) > 2 if node.op == "Gemm" else node.op in _ADDING and len(labelled) > 1
+        return adds or any(name in self._sums for name in labelled)
 
     def _has_channels(self, node: Node) -> bool:
         """Whether a node that computes with known numbers does so with a table of the network (frequencies, say)."""

@@ -28,7 +28,7 @@ def weigh(walk: Labels, node: Node, slots: tuple[int, int], terms: tuple[Term, T
     going_on = []
     for layer in layers:
         if layer.narrowed in theirs:
-            _read(walk, node, weight, (theirs, result), layer, heads)
+            _read(walk, node, (source, weight), (theirs, result), layer, heads)
         elif layer.narrowed not in result:
             walk._pin(layer.array, f"{node.op} '{node.name}' sums over them")
         if layer.narrowed in result:
@@ -51,9 +51,11 @@ def _heads(shape: Sequence[int], theirs: Term, made: Sequence[int], narrowed: se
     return first if first in ours or (first in made and len(made) > 1) else None
 
 
-def _read(walk: Labels, node: Node, weight: str, terms: tuple[Term, Term], layer: Layer, heads: int | None) -> None:
+def _read(
+    walk: Labels, node: Node, names: tuple[str, str], terms: tuple[Term, Term], layer: Layer, heads: int | None
+) -> None:
     """The constant's entries for these channels: consumed where they are summed over, else they follow."""
-    theirs, result = terms
+    (source, weight), (theirs, result) = names, terms
     axis = theirs.index(layer.narrowed)
     settled = walk._settled(layer, off=set(layer.axes) - {layer.narrowed, heads})
     own = (
@@ -61,7 +63,10 @@ def _read(walk: Labels, node: Node, weight: str, terms: tuple[Term, Term], layer
         if settled.is_line
         else match_parts(walk, weight, axis, settled.rows())
     )
-    walk._mark(node, "follows" if layer.narrowed in result else "consumes", own)
+    if layer.narrowed in result:
+        walk._mark(node, "follows", own)
+    else:
+        walk._read(node, source, weight, own)
 
 
 def _made(walk: Labels, weight: str, terms: tuple[Term, Term], made: Sequence[int], heads: int | None) -> list[Layer]:

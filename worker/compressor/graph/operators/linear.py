@@ -55,7 +55,7 @@ def _matmul(call: Call) -> Any:
 
 def _matmul_channels(walk: Walk, node: Node) -> None:
     left, right = node.inputs
-    if walk.is_weight(right) and not walk.is_weight(left) and len(walk.shape(right)) == 2:
+    if walk.is_weight(right) and len(walk.shape(right)) == 2:  # also of a table of constants
         walk.consume(node, (0, -1), (1, 0))
         walk.produce(node, (1, 1), -1)
     elif walk.is_weight(left) and not walk.is_weight(right) and len(walk.shape(left)) == 2 <= len(walk.shape(right)):

@@ -29,7 +29,8 @@ def convert(module: Any, arguments: Arguments) -> tuple[ir.Model, dict[str, str]
     """
     build, sizes = Builder(_NUM_TRIALS), _free_sizes(arguments)
     inputs = [build.input(row["name"], _trials(row, sizes), row["shape"]) for row in arguments.rows]
-    result = Walker(build, _names(module)).run(module, arguments.call(inputs))
+    parameters = frozenset(name for name, _ in module.named_parameters())
+    result = Walker(build, _names(module), parameters).run(module, arguments.call(inputs))
     tensors = _flat(result)
     names = ["output"] if len(tensors) == 1 else [f"output_{index}" for index in range(len(tensors))]
     try:

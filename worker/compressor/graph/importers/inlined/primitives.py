@@ -301,6 +301,7 @@ ON_VALUES: dict[str, Callable[..., Value]] = {
     "copy": lambda build, holder: holder.copy() if isinstance(holder, list | dict) else NotImplemented,
     "reverse": lambda build, holder: holder.reverse(),
     "list": _list,
+    "dict": lambda build, *items: dict(*items),
     "keys": lambda build, holder: list(holder.keys()),
     "values": lambda build, holder: list(holder.values()) if isinstance(holder, dict) else NotImplemented,
     "items": lambda build, holder: list(holder.items()),

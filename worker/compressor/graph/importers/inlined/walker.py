@@ -7,6 +7,7 @@ the inputs' types, values and fixed sizes say; one that depends on data, or diff
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 import torch
@@ -24,9 +25,12 @@ _MOST_TURNS = 10_000
 class Walker:
     """Evaluates a TorchScript graph on the values of `importers.aten`."""
 
-    def __init__(self, build: Builder, weights: Mapping[tuple[int, tuple[int, ...]], str]) -> None:
+    def __init__(
+        self, build: Builder, weights: Mapping[tuple[int, tuple[int, ...]], str], parameters: AbstractSet[str]
+    ) -> None:
         self.build: Builder = build
         self._names = weights  # by address and shape, the first of tied ones
+        self._parameters = parameters
         self._made: dict[str, Tensor] = {}
         self._env: dict[Any, Value] = {}
         self._at = ""  # the line of the last node that has one
@@ -55,6 +59,8 @@ class Walker:
                 results = self._node(node)
             except Unsupported as error:
                 raise self._refusal(node, error) from error
+            except (TypeError, LookupError, AttributeError) as error:
+                raise self._refusal(node, Unsupported(f"is used in a way that is not followed: {error}")) from error
             for output, result in zip(node.outputs(), results, strict=True):
                 self._env[output.unique()] = result
         outputs = block.outputs() if hasattr(block, "outputs") else block.returnNode().inputs()
@@ -139,7 +145,8 @@ class Walker:
         """A value that hangs on a module: tensors become weights under their dotted name, once each."""
         if isinstance(value, torch.Tensor):
             name = self._names.get(address(value), path)
-            if value.ndim == 0 or (name.startswith("CONSTANTS") and name == path) or not value.numel():
+            is_number = value.ndim == 0 and name not in self._parameters
+            if is_number or (name.startswith("CONSTANTS") and name == path) or not value.numel():
                 return self.build.known(value.detach())
             if name not in self._made:
                 self._made[name] = self.build.weight(name, value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import OrderedDict
 
 import torch
 from torch import nn
@@ -311,7 +312,9 @@ class Containers(nn.Module):
         parts.insert(0, x - 1)
         parts.extend([x.relu(), x.abs()])
         named["last"] = torch.cat(parts, 1)
-        return named["first"], named["last"]
+        ordered = OrderedDict()
+        ordered["last"] = named["last"] * 2
+        return named["first"], ordered["last"]
 
 
 @listed
@@ -347,3 +350,18 @@ class Stretched(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.head(functional.adaptive_avg_pool2d(self.conv(x).relu(), [16, 24]).flatten(1))
+
+
+@listed
+class Scaled(nn.Module):
+    """A parameter without axes."""
+
+    shape = SEQUENCE
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(1.5), requires_grad=False)
+        self.register_buffer("offset", torch.tensor(0.5))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.scale + self.offset

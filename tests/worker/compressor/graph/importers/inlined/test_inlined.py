@@ -66,9 +66,10 @@ class TestConvert:
         assert "MatMul" not in {node.op_type for node in model.graph}
 
     @pytest.mark.parametrize("kind", ["script", "trace"])
-    def test_constants_are_called_by_the_names_of_parameters(self, kind):
-        module = module_of(networks.UNet, kind, samples(networks.UNet.shape, 2))
-        signature = [{"name": "x", "dtype": "float32", "shape": list(networks.UNet.shape)}]
+    @pytest.mark.parametrize("net", [networks.UNet, networks.Scaled])
+    def test_constants_are_called_by_the_names_of_parameters(self, net, kind):
+        module = module_of(net, kind, samples(net.shape, 2))
+        signature = [{"name": "x", "dtype": "float32", "shape": list(net.shape)}]
         model, sources = convert(module, read_arguments(module, signature))
         state = dict(module.named_parameters())
         assert set(sources.values()) == set(state)
@@ -110,6 +111,14 @@ class ReadsAfterChange(nn.Module):
         return y
 
 
+class Chosen(nn.Module):
+    """A key that the dict does not have."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        named = {"a": x}
+        return named["b"]
+
+
 class Counts(nn.Module):
     """As many turns as there are samples."""
 
@@ -129,6 +138,7 @@ class TestRefusal:
             (Inverts, "inv is not supported"),
             (ReadsAfterChange, "view"),
             (Counts, "free size"),
+            (Chosen, "not followed"),
         ],
     )
     def test_names_the_operator_and_its_line(self, net, told, tmp_path):
