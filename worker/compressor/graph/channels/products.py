@@ -110,6 +110,7 @@ class Products(Labels):
         source, rank = node.inputs[x], len(self.shape(node.inputs[x]))
         closed = {axis % rank for axis in axes}
         found = []
+        self._label_all(source)
         for layer in self._layers(source):
             inside = closed & set(layer.axes)
             if (

@@ -11,6 +11,8 @@
 9. `branches`: an If whose condition is known goes; the branch that it takes stays. These two come first, so that the
    others see all nodes.
 10. `whole_numbers`: Cast of a constant to whole numbers becomes an initializer.
+11. `standardised`: weights that are standardised by a BatchNormalization in training mode are by an InstanceNormalization.
+12. `written`: a scatter of constants into a constant becomes an initializer that remembers the source.
 """
 
 from __future__ import annotations
@@ -27,8 +29,10 @@ from worker.compressor.graph.normalise import (
     listed_inputs,
     shared_vectors,
     stale_shapes,
+    standardised,
     states,
     whole_numbers,
+    written,
 )
 
 
@@ -53,6 +57,8 @@ def normalise(model: ir.Model, signature: branches.Signature | None = None) -> N
         value.const_value = None
     network = Network(model, tensors, origins={name: Origin(name, array.shape) for name, array in tensors.items()})
     identities.apply(network)
+    standardised.apply(network)
+    written.apply(network)
     shared_vectors.apply(network)
     network.remove_unused()
     return network

@@ -68,7 +68,8 @@ def _normalised_sizes(call: Call, axis: int) -> list[int] | None:
 
 def _instance_norm(call: Call) -> Any:
     x, scale, bias = (call.tensor(slot) for slot in range(3))
-    return functional.instance_norm(x, None, None, scale, bias, True, 0.1, call.attribute("epsilon", _EPSILON))
+    # torch's own function, which takes a single element per channel too
+    return torch.instance_norm(x, scale, bias, None, None, True, 0.1, call.attribute("epsilon", _EPSILON), True)
 
 
 def _instance_norm_channels(walk: Walk, node: Node) -> None:

@@ -44,11 +44,27 @@ class Raised(nn.Module):
         return self.head(self.up(functional.relu(self.a(x))).mean(2))
 
 
-def load(module, folder):
+class Standardised(nn.Module):
+    """Rows of the second weight with mean zero and variance one, as in networks without normaliser."""
+
+    shape = (6, 16)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Conv1d(6, 12, 3), nn.Conv1d(12, 16, 3), nn.Linear(16, 4)
+        self.gain = nn.Parameter(torch.rand(16) + 0.5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight = self.b.weight.reshape(1, 16, -1)
+        weight = functional.batch_norm(weight, None, None, self.gain, training=True, momentum=0.0).reshape(16, 12, 3)
+        return self.head(functional.relu(functional.conv1d(functional.relu(self.a(x)), weight, self.b.bias)).mean(2))
+
+
+def load(module, folder, opset=13):
     torch.manual_seed(3)
     path = folder / "m.onnx"
     torch.onnx.export(
-        module.eval(), (torch.randn(2, *module.shape),), path, dynamo=False, do_constant_folding=False, opset_version=13,
+        module.eval(), (torch.randn(2, *module.shape),), path, dynamo=False, do_constant_folding=False, opset_version=opset,
         input_names=["x"], dynamic_axes={"x": {0: "n"}},
     )  # fmt: skip
     return import_model(path, "onnx", None)[0], path
@@ -72,3 +88,13 @@ class TestWeightsDividedByTheirNorm:
         groups = {group.num_units: group for group in analyse(network, network.sample_shapes).groups}
         assert not groups[12].exact and "norm" in groups[12].inexact_because
         assert groups[8].exact
+
+    def test_or_standardised_are_cut_and_inexact_where_they_are_read(self, tmp_path):
+        network, path = load(Standardised(), tmp_path, opset=17)
+        analysis = analyse(network, network.sample_shapes)
+        assert {group.num_units: group.exact for group in analysis.groups} == {12: False, 16: True}
+        kept = nets.random_kept(analysis.groups, 0.5)
+        cut(network, analysis, kept)
+        made = cut(network, analysis, {group.id: kept[group.id] for group in analysis.groups if group.exact})
+        error, control = compare(path, made.network, made.weights, nets.samples(network), tmp_path)
+        assert error < 1e-5 and control > 1e-2

@@ -2,9 +2,11 @@
 
 import numpy as np
 import onnx
+import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from tests.worker.compressor.graph.nets import difference, reference
+from worker.compressor.errors import ImportFailed
 from worker.compressor.graph.counts import count
 from worker.compressor.graph.evaluation import run
 from worker.compressor.graph.exporters.onnx import write_onnx
@@ -18,11 +20,11 @@ def array(*shape):
     return RNG.standard_normal(shape).astype(np.float32)
 
 
-def load(nodes, folder, initializers=None, *, ir=8, inputs=(), value_info=()):
+def load(nodes, folder, initializers=None, *, ir=8, inputs=(), value_info=(), opset=13):
     port = lambda name: helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 4])  # noqa: E731
     tensors = [numpy_helper.from_array(value, name) for name, value in (initializers or {}).items()]
     graph = helper.make_graph(nodes, "g", [port("x"), *inputs], [port("y")], tensors, value_info=list(value_info))
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=ir)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir)
     onnx.save(model, folder / "m.onnx")
     network, _ = import_model(folder / "m.onnx", "onnx", None)
     assert difference(reference(model, X)[0], run(network, X)["y"]) < 2e-6
@@ -139,3 +141,43 @@ def test_case_10_casts_of_data_and_to_floats_stay(tmp_path):
     ]
     network = load(nodes, tmp_path, {"w": array(4, 4).astype(np.float16)})
     assert [node.op for node in network.nodes] == ["Cast", "MatMul", "Cast", "Cast"]
+
+
+def test_case_11_weights_standardised_in_training_mode_are_by_an_instance_normalisation(tmp_path):
+    nodes = [
+        helper.make_node("Reshape", ["w", "rows"], ["flat"]),
+        helper.make_node(
+            "BatchNormalization", ["flat", "s", "b", "m", "v"], ["even", "n", "p"], training_mode=1, epsilon=1e-4
+        ),
+        helper.make_node("Reshape", ["even", "back"], ["weight"]),
+        helper.make_node("MatMul", ["x", "weight"], ["y"], name="mm"),
+    ]
+    weights = {"w": array(4, 4), "s": array(4), "b": array(4), "m": np.zeros(4, np.float32), "v": array(4)}
+    sizes = {"rows": np.array([1, 4, -1]), "back": np.array([4, 4])}
+    network = load(nodes, tmp_path, weights | sizes, opset=17)
+    assert [node.op for node in network.nodes] == ["Reshape", "InstanceNormalization", "Reshape", "MatMul"]
+
+
+def test_case_11_of_activations_stay_in_training_mode(tmp_path):
+    nodes = [
+        helper.make_node("Mul", ["x", "s"], ["h"]),
+        helper.make_node("BatchNormalization", ["h", "s", "b", "m", "v"], ["y", "n", "p"], training_mode=1),
+    ]
+    weights = {"s": array(4), "b": array(4), "m": np.zeros(4, np.float32), "v": np.ones(4, np.float32)}
+    with pytest.raises(ImportFailed, match="training mode"):
+        load(nodes, tmp_path, weights, opset=17)
+
+
+def test_case_12_a_part_of_a_bias_that_is_set_to_zero_remembers_the_bias(tmp_path):
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"], name="mm"),
+        helper.make_node("Expand", ["zero", "two"], ["zeros"]),
+        helper.make_node("ScatterND", ["b", "middle", "zeros"], ["bias"]),
+        helper.make_node("Add", ["h", "bias"], ["y"]),
+    ]
+    numbers = {"zero": np.zeros(1, np.float32), "two": np.array([2]), "middle": np.array([[1], [2]])}
+    network = load(nodes, tmp_path, {"w": array(4, 4), "b": array(4)} | numbers, opset=17)
+    assert [node.op for node in network.nodes] == ["MatMul", "Add"]
+    name = network.nodes[1].inputs[1]
+    assert network.tensors[name][1:3].tolist() == [0, 0] and network.tensors[name][0]
+    assert network.origins[name].source == "b"
