@@ -98,13 +98,15 @@ class Replay(Products):
     def lines(self, name: str) -> list[tuple[int, np.ndarray]]:
         """Per axis of a value that lost something the uncut positions that are left, in the order in which they lie now."""
         found = []
-        for layer in self.layers.get(name, []):
-            if len(layer.axes) == 1:
-                axis = layer.axes[0]
-                before = self._line(self.analysis.labels.get(name, []), name, axis)
-                left = np.flatnonzero(~self._removed[before])
-                if len(left) < len(before):  # others may be longer where the batch is
-                    found.append((axis, _gather(before, layer.line(), left)))
+        layers = [layer for layer in self.layers.get(name, []) if layer.is_line]
+        for layer in layers:
+            axis = layer.axes[0]
+            if sum(other.axes == layer.axes for other in layers) > 1:  # a weight's inputs times its kernel
+                continue
+            before = self._line(self.analysis.labels.get(name, []), name, axis)
+            left = np.flatnonzero(~self._removed[before])
+            if len(left) < len(before):  # others may be longer where the batch is
+                found.append((axis, _gather(before, layer.line(), left)))
         return found
 
     def _line(self, layers: list[Layer], name: str, axis: int) -> np.ndarray:
