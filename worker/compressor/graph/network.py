@@ -52,7 +52,8 @@ class Origin:
 
     `kept` maps an axis to the uploaded indices that are kept, `(n,)` or `(parts, n)` where n equal parts of axis 0 keep
     different ones; `zero` holds the axes whose removed slices, set to zero in the upload, give what the cut computes;
-    `nodes` names the operators where several share the tensor in the upload and this copy serves only those.
+    `nodes` names the operators where several share the tensor in the upload and this copy serves only those; `made` is
+    true of a constant that the import made (the ones of a normalisation without weights), which the upload has not.
     """
 
     source: str
@@ -60,6 +61,7 @@ class Origin:
     nodes: tuple[str, ...] | None = None
     kept: Mapping[int, np.ndarray] = field(default_factory=dict)
     zero: frozenset[int] = frozenset()
+    made: bool = False
 
 
 class Network:

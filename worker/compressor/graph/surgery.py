@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -100,6 +100,8 @@ def weight_cuts(network: Network) -> list[WeightCut]:
     rows = []
     for name in sorted(network.origins):
         origin = network.origins[name]
+        if origin.made:
+            continue
         axes = {str(axis): _listed(kept) for axis, kept in sorted(origin.kept.items()) if _is_cut(origin, axis)}
         if axes:
             zero_axes = tuple(str(axis) for axis in sorted(origin.zero) if str(axis) in axes)
@@ -165,7 +167,7 @@ def _composed(origin: Origin, takes: Mapping[int, np.ndarray], consumed: frozens
         else:
             rows = np.broadcast_to(np.atleast_2d(before), (len(positions), before.shape[-1]))
             kept[axis] = np.take_along_axis(rows, positions, 1)
-    return Origin(origin.source, origin.shape, origin.nodes, kept, origin.zero | (consumed & takes.keys()))
+    return replace(origin, kept=kept, zero=origin.zero | (consumed & takes.keys()))
 
 
 def _rewrite(network: Network, node: ir.Node, rewrites: Rewrites) -> None:
@@ -197,15 +199,23 @@ def _numbers(network: Network, node: ir.Node, slot: int, numbers: Sequence[int |
     old, name = node.inputs[slot], f"{node.outputs[0].name}.shape"
     array = None if old is None else network.tensors.get(old.name or "")
     if isinstance(numbers, np.ndarray):
-        return network.add_tensor(name, numbers if array is None else numbers.astype(array.dtype))
+        return _constant(network, old, name, numbers if array is None else numbers.astype(array.dtype))
     if all(number is not None for number in numbers):
-        return network.add_tensor(name, np.array(numbers, np.int64 if array is None else array.dtype))
+        return _constant(network, old, name, np.array(numbers, np.int64 if array is None else array.dtype))
     if array is not None:
         before = array.reshape(-1).tolist()
         whole = [b if number is None else number for number, b in zip(numbers, before, strict=True)]
-        return network.add_tensor(name, np.array(whole, array.dtype).reshape(array.shape))
+        return _constant(network, old, name, np.array(whole, array.dtype).reshape(array.shape))
     assert old is not None
     return _computed(network, node, old, name, numbers)
+
+
+def _constant(network: Network, old: ir.Value | None, name: str, numbers: np.ndarray) -> ir.Value:
+    """The numbers under the name that they had, where nothing else reads them; else a constant of its own."""
+    if old is None or old.name not in network.tensors or len(old.uses()) > 1 or old.is_graph_output():
+        return network.add_tensor(name, numbers)
+    network.tensors[old.name] = numbers
+    return old
 
 
 def _computed(network: Network, node: ir.Node, old: ir.Value, name: str, numbers: Sequence[int | None]) -> ir.Value:

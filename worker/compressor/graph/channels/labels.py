@@ -186,6 +186,7 @@ class Labels(ABC):
 
     def keep(self, node: Node, *, slides: Sequence[int] = ()) -> None:
         """Every element stays where it is; see `walk.Walk`."""
+        self._label_all(node.inputs[0])
         self._settle(node.inputs[0], slides)
         for output in filter(None, node.outputs):
             self.layers[output] = list(self._layers(node.inputs[0]))

@@ -29,7 +29,7 @@ def write_weights(network: Network, path: Path) -> None:
 def named_weights(network: Network) -> dict[str, np.ndarray]:
     """Weights and running statistics by their names in the uploaded file."""
     tied, copies = network.tied(), dict[str, dict[str, np.ndarray]]()
-    for name in dict.fromkeys(_tensors(network)):
+    for name in (name for name in dict.fromkeys(_tensors(network)) if not network.origins[name].made):
         copies.setdefault(network.origins[name].source, {})[tied[name]] = network.tensors[name]
     found: dict[str, np.ndarray] = {}
     for source, arrays in copies.items():

@@ -16,9 +16,9 @@ def write_facts(network: Network) -> dict[str, Any]:
     return {
         "layers": dict(network.layers),
         "tensors": {
-            name: {"source": origin.source, "nodes": origin.nodes}
+            name: {"source": origin.source, "nodes": origin.nodes, "made": origin.made}
             for name, origin in network.origins.items()
-            if origin.source != name or origin.nodes
+            if origin.source != name or origin.nodes or origin.made
         },
         "sample_shapes": {name: list(shape) for name, shape in network.sample_shapes.items()},
         "structure": network.structure,
@@ -36,7 +36,9 @@ def read_facts(path: Path, facts: Mapping[str, Any]) -> Network:
         value.const_value = None
     given = facts.get("tensors", {})
     origins = {
-        name: Origin(given[name]["source"], array.shape, _names(given[name]["nodes"]))
+        name: Origin(
+            given[name]["source"], array.shape, _names(given[name]["nodes"]), made=given[name].get("made", False)
+        )
         if name in given
         else Origin(name, array.shape)
         for name, array in tensors.items()

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from worker.compressor.errors import ImportFailed
 from worker.compressor.graph.evaluation import observe
 from worker.compressor.graph.importers.bundle import is_bundle, open_bundle
+from worker.compressor.graph.importers.leniency import infer_outputs, put_right
 from worker.compressor.graph.importers.samples import shape_candidates
 from worker.compressor.graph.importers.stored import StoredModel
 from worker.compressor.graph.importers.validation import check_model, open_file
@@ -26,9 +27,11 @@ def import_onnx(path: Path, signature: Sequence[Mapping[str, Any]] | None) -> Ne
         ImportFailed: with the node or tensor that is the cause.
     """
     stored = open_bundle(path, path.parent / "unpacked") if is_bundle(path) else open_file(path)
+    put_right(stored.proto, signature)
     check_model(stored.proto, stored)
     network = normalise(_deserialise(stored), signature)
     try_once(network, signature)
+    infer_outputs(network)
     return network
 
 

@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 
 from worker.compressor.errors import ImportFailed
 from worker.compressor.graph.importers.half_products import part_products
-from worker.compressor.graph.importers.layer_names import name_layers
+from worker.compressor.graph.importers.layer_names import mark_made, name_layers
 from worker.compressor.graph.importers.onnx import try_once
 from worker.compressor.graph.importers.program_archive import harmless_copy
 from worker.compressor.graph.importers.program_parity import check_nothing_lost, check_parity
@@ -55,6 +55,7 @@ def import_program(path: Path, signature: Signature | None) -> Network:
         network.origins[name] = dataclasses.replace(origin, source=sources.get(origin.source, origin.source))
     network.structure = structure
     part_products(network)
+    mark_made(network, program.state_dict.keys() | program.constants.keys())
     name_layers(network)
     try_once(network, signature or sizes.signature())
     check_nothing_lost(network, program, sizes)

@@ -20,7 +20,7 @@ from worker.compressor.graph.importers.arguments import Arguments, Signature, re
 from worker.compressor.graph.importers.exported import export
 from worker.compressor.graph.importers.half_products import part_products
 from worker.compressor.graph.importers.inlined import convert
-from worker.compressor.graph.importers.layer_names import name_layers
+from worker.compressor.graph.importers.layer_names import mark_made, name_layers
 from worker.compressor.graph.importers.onnx import try_once
 from worker.compressor.graph.network import Network
 from worker.compressor.graph.normalise import normalise
@@ -72,6 +72,7 @@ def import_torchscript(path: Path, signature: Signature | None) -> Network:
             network.structure = structure
             part_products(network)
             _check_nothing_lost(network, module, arguments)
+            mark_made(network, module.state_dict().keys() | dict(module.named_buffers()).keys())
             name_layers(network)
             try_once(network, arguments.rows)
             _check_parity(network, module, arguments)

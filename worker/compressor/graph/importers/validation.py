@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
 
 import onnx
 
 from worker.compressor.errors import ImportFailed
+from worker.compressor.graph.importers.leniency import with_inner
 from worker.compressor.graph.importers.stored import StoredModel, check_graph, is_elsewhere, num_bytes, tensors_of
 
 _OLDEST_OPSET = 7
@@ -109,7 +110,7 @@ def _check_operators(model: onnx.ModelProto) -> None:
         *((f" in the local function '{f.name}'", f.node, f.opset_import) for f in model.functions),
     ]:
         versions = {_plain(entry.domain): entry.version for entry in imports}
-        for node in _with_inner(nodes):
+        for node in with_inner(nodes):
             _check_operator(node, place, versions.keys(), functions)
             _check_version(node, place, versions, standard)
     _check_recursion(model)
@@ -168,19 +169,10 @@ def _is_known(node: onnx.NodeProto) -> bool:
     return bool(node.domain in ("ai.onnx.ml",) and onnx.defs.has(node.op_type, node.domain))
 
 
-def _with_inner(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
-    """The nodes, and those of their subgraphs."""
-    for node in nodes:
-        yield node
-        for attribute in node.attribute:
-            for graph in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
-                yield from _with_inner(graph.node)
-
-
 def _check_recursion(model: onnx.ModelProto) -> None:
     calls: dict[tuple[str, ...], set[tuple[str, ...]]] = {
         (function.domain, function.name, function.overload): {
-            (node.domain, node.op_type, node.overload) for node in _with_inner(function.node)
+            (node.domain, node.op_type, node.overload) for node in with_inner(function.node)
         }
         for function in model.functions
     }

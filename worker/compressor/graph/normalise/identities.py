@@ -1,14 +1,14 @@
 """Case 3: Identity of an initializer goes.
 
-The TorchScript-based exporter merges initializers of equal value behind Identity nodes. A vector gets a copy of its
-own, which remembers the source; a matrix or a kernel behind Identity is the same tensor, tied on purpose.
+The TorchScript-based exporter merges initializers of equal value behind Identity nodes. A vector that others read too
+gets a copy of its own, which remembers the source; a matrix or a kernel behind Identity is the same tensor, tied on purpose.
 """
 
 from __future__ import annotations
 
 import onnx_ir as ir
 
-from worker.compressor.graph.network import Network, Origin
+from worker.compressor.graph.network import Network
 
 
 def apply(network: Network) -> None:
@@ -27,7 +27,6 @@ def apply(network: Network) -> None:
 
 def _stand_in(network: Network, source: ir.Value, name: str) -> ir.Value:
     array = network.tensors[source.name or ""]
-    if array.ndim != 1:
+    if array.ndim != 1 or len(source.uses()) == 1:
         return source
-    origin = network.origins[source.name or ""]
-    return network.add_tensor(f"{name}.copy", array, Origin(origin.source, origin.shape))
+    return network.add_tensor(f"{name}.copy", array, network.origins[source.name or ""])

@@ -7,9 +7,11 @@ is lost where the sharing was meant. Shared matrices and kernels are tied on pur
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import onnx_ir as ir
 
-from worker.compressor.graph.network import Network, Origin
+from worker.compressor.graph.network import Network
 
 #: A vector that is read part by part (the gates of a bias) is one all the same.
 _PARTS = {"Slice", "Split"}
@@ -26,7 +28,7 @@ def apply(network: Network) -> None:
 
 
 def _split(network: Network, source: str, copies: list[str]) -> None:
-    array = network.tensors[copies[0]]
+    array, origin = network.tensors[copies[0]], network.origins[copies[0]]
     reads = [(node, slot, name) for name in copies for node, slot in _readers(network, name)]
     if len({node for node, _, _ in reads}) < 2 or any(node.op_type in _PARTS for node, _, _ in reads):
         return
@@ -38,7 +40,7 @@ def _split(network: Network, source: str, copies: list[str]) -> None:
             node.replace_input_with(slot, value)
             name = value.name or ""
         owners[name] = (layer,)
-        network.origins[name] = Origin(source, array.shape, nodes=(layer,))
+        network.origins[name] = replace(origin, nodes=(layer,))
     network.changed()
 
 

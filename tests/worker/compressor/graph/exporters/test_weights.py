@@ -54,6 +54,12 @@ class TestWriteWeights:
             found = module(torch.from_numpy(feeds["x"])).numpy()
         assert nets.difference(next(iter(run(smaller, feeds).values())), found) < 1e-5
 
+    def test_constants_that_the_conversion_made_are_not_among_them(self, tmp_path):
+        path, net = tmp_path / "net.pt", nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.Conv2d(8, 4, 1))
+        torch.jit.script(net.eval()).save(str(path))
+        network, _ = import_model(path, "torchscript", [{"name": "x", "dtype": "float32", "shape": ["batch", 3, 6, 6]}])
+        assert named_weights(network).keys() == net.state_dict().keys()
+
     def test_names_of_an_onnx_file_are_its_initializers(self, tmp_path):
         network, _ = nets.load(nets.Plain, tmp_path, keep_batchnorm=True)
         write_weights(network, tmp_path / "w.safetensors")

@@ -73,6 +73,11 @@ def test_case_3_identity_of_a_vector_becomes_a_copy_that_knows_its_source(tmp_pa
     assert count(network, {"x": (1, 4)}).num_params == 4, "still one tensor as long as they are equal"
 
 
+def test_case_3_identity_of_a_vector_that_nobody_else_reads_keeps_its_name(tmp_path):
+    nodes = [helper.make_node("Identity", ["b"], ["b2"]), helper.make_node("Add", ["x", "b2"], ["y"], name="one")]
+    assert load(nodes, tmp_path, {"b": array(4)}).tensors.keys() == {"b"}
+
+
 def test_case_3_identity_of_a_matrix_stays_one_tensor(tmp_path):
     nodes = [
         helper.make_node("Identity", ["w"], ["w2"]),
