@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import fx
 
-_FOLLOWING = {operator.add, operator.sub, operator.mul, operator.neg}
+_FOLLOWING = {operator.add, operator.sub, operator.mul, operator.neg, max, min}
 
 
 def record(function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:

@@ -50,6 +50,30 @@ CASES = {
         ],
         {"first": np.array(0), "at_least": np.array(4), "first_axis": np.array([0]), "one": np.array([1])},
     ),
+    "Clip of fractions": (
+        [
+            ("Cast", ["v"], {"to": 1}),
+            ("Div", ["s0", "half"], {}),
+            ("Clip", ["s1", "low", "high"], {}),
+            ("Cast", ["s2"], {"to": 7}),
+        ],
+        {"half": np.float32(2), "low": np.float32(2), "high": np.float32(2.6)},
+    ),
+    "OneHot": (
+        [
+            ("Gather", ["v", "first"], {}),
+            ("Concat", ["one", "s0"], {"axis": 0}),
+            ("OneHot", ["at", "three", "s1"], {}),
+            ("Reshape", ["s2", "flat"], {}),
+        ],
+        {
+            "first": np.array([0]),
+            "one": np.array([1]),
+            "at": np.array([1]),
+            "three": np.array(3),
+            "flat": np.array([-1]),
+        },
+    ),
     "ReduceProd": ([("ReduceProd", ["v"], {})], {}),
     "ReduceMax": ([("ReduceMax", ["v"], {})], {}),
     "ReduceSum": ([("ReduceSum", ["v"], {"keepdims": 1})], {}),

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import NoneType
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn import functional
 
 from worker.compressor.graph.network import Node
 from worker.compressor.graph.operator import Call, Operator, register
+from worker.compressor.graph.sizes import known_as
 from worker.compressor.graph.unsigned import computed
 from worker.compressor.graph.walk import Walk
 
@@ -43,6 +45,18 @@ def _clip(call: Call) -> Any:
     if any(not isinstance(limit, (int, float, NoneType)) for limit in limits):
         limits = [call.tensor(slot) for slot in (1, 2)]
     return computed(call, lambda x: torch.clamp(x, *limits), call.tensor(0), ordering=call.dtype(0) != torch.uint64)
+
+
+def _clip_known(node: Node, arrays: Sequence[np.ndarray]) -> Any:
+    slots = [slot for slot, name in enumerate(node.inputs) if name]
+    given = dict(zip(slots, arrays, strict=True))
+    for slot, attribute in enumerate(("min", "max"), 1):
+        if attribute in node.attributes:
+            given[slot] = np.asarray(node.attributes[attribute], np.float32)
+    x: Any = given[0]
+    for slot, function in ((1, known_as(np.maximum, max)), (2, known_as(np.minimum, min))):
+        x = function(node, [x, given[slot].reshape(())]) if slot in given else x
+    return x
 
 
 def _limit(call: Call, slot: int) -> Any:
@@ -125,7 +139,9 @@ _with("ThresholdedRelu", (10, 22), _thresholded)
 _with("Swish", (24,), _swish)
 _with("Shrink", (9,), _shrink)
 register(Operator(op="SwiGLU", versions=(28,), run=_swiglu, channels=lambda walk, node: walk.join(node)))
-register(Operator(op="Clip", versions=(6, 11, 12, 13), run=_clip, channels=_elementwise, data=(0,)))
+register(
+    Operator(op="Clip", versions=(6, 11, 12, 13), run=_clip, channels=_elementwise, known=_clip_known, data=(0,)),
+)
 register(Operator(op="Gelu", versions=(20,), run=_gelu, channels=_elementwise))
 register(
     Operator(op="PRelu", versions=(7, 9, 16), run=_prelu, channels=_prelu_channels, weights=(1,)),

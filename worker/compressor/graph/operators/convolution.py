@@ -37,13 +37,19 @@ def _convolve(call: Call) -> Any:
 def _convolve_channels(walk: Walk, node: Node) -> None:
     groups = node.attributes.get("group", 1)
     weight = walk.shape(node.inputs[1])
-    slides = range(2, len(weight))
+    slides = _slides(walk, node)
     bias = [(2, 0)] if len(node.inputs) > 2 and node.inputs[2] else []
     if groups > 1 and weight[1] == 1:
         walk.follow(node, (0, 1), [(1, 0), *bias], slides=slides)
         return
     walk.consume(node, (0, 1), (1, 1), slides=slides, parts=groups)
     walk.produce(node, (1, 0), 1, also=bias, parts=groups)
+
+
+def _slides(walk: Walk, node: Node) -> list[int]:
+    """The axes along which a position of the output is not of the same position of the input alone."""
+    kernel, before, after = (walk.shape(name)[2:] for name in (node.inputs[1], node.inputs[0], node.outputs[0]))
+    return [2 + axis for axis, size in enumerate(kernel) if size > 1 or before[axis] != after[axis]]
 
 
 def _convolve_rewrite(view: CutView, node: Node) -> Rewrites:

@@ -87,10 +87,21 @@ def _one_hot(call: Call) -> Any:
     return torch.where(hot, torch.select(values, 0, 1), torch.select(values, 0, 0))
 
 
+def _one_hot_known(node: Node, arrays: Sequence[np.ndarray]) -> np.ndarray | None:
+    indices, depth, values = arrays
+    if indices.dtype == object or depth.dtype == object:
+        return None
+    classes = np.arange(int(depth.reshape(-1)[0]))
+    hot = np.where(indices < 0, indices + len(classes), indices)[..., None] == classes
+    return np.moveaxis(values[hot.astype(np.int64)], -1, node.attributes.get("axis", -1))
+
+
 register(
     Operator(op="TopK", versions=(1, 10, 11, 24), run=_top_k, channels=_by_data, data=(0,)),
 )
 register(Operator(op="Unique", versions=(11, 28), run=_unique, channels=_by_data))
 register(Operator(op="NonZero", versions=(9, 13), run=_non_zero, channels=_by_data, known=_non_zero_known))
 register(Operator(op="Compress", versions=(9, 11, 28), run=_compress, channels=_compress_channels))
-register(Operator(op="OneHot", versions=(9, 11, 28), run=_one_hot, channels=_by_data, data=(0, 2)))
+register(
+    Operator(op="OneHot", versions=(9, 11, 28), run=_one_hot, channels=_by_data, known=_one_hot_known, data=(0, 2))
+)

@@ -90,7 +90,23 @@ class Attended(nn.Module):
         return self.out(found.permute(2, 0, 1, 3).reshape(-1, 8)).reshape(5, -1, 3)
 
 
-KINDS = [Upscaled, UpscaledByHand, Gated, RolledByNothing, Attended]
+class Aggregated(nn.Module):
+    """A convolution of length 1 along the channels: over maps that lie where its own channels do."""
+
+    shape = (3, 6, 6)
+    layers = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(3, 8, 3)
+        self.mix, self.head = nn.Conv1d(2, 1, 1), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        both = torch.stack([functional.relu(layer(x)).mean((2, 3)) for layer in (self.a, self.b)], 1)
+        return self.head(self.mix(both).squeeze(1))
+
+
+KINDS = [Upscaled, UpscaledByHand, Gated, RolledByNothing, Attended, Aggregated]
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
