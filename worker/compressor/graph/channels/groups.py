@@ -14,7 +14,7 @@ from worker.compressor.graph.counts import sources_of_constants, weights_of
 
 _ALONE = "all its channels depend on each other"
 _EMPTY = "a part of a split would be left without channels"
-_ENTANGLED = "a reshape takes turns with several copies of it"
+_ENTANGLED = "a reshape takes turns with several copies of channels"
 _UNEVEN = "a reshape or grouped operator would be left with uneven parts"
 _NO_LABELS = "what it reads cannot be narrowed, and it makes no channels of its own"
 
@@ -62,13 +62,13 @@ class _Conclusion:
         self.quotas = self._quotas()
 
     def _entangled(self) -> list[int]:
-        """Classes of which several rows hold copies that take turns: these could change places when others go."""
+        """Classes in rows that take turns and share some: their copies could change places when anything there goes."""
         found = []
         for array in self.evidence.interleaved:
             rows = self.classes[array]
-            if (rows != rows[:1]).any():
-                labels, counts = np.unique(np.concatenate([np.unique(row) for row in rows]), return_counts=True)
-                found += labels[counts > 1].tolist()
+            own = np.concatenate([np.unique(row) for row in rows])
+            if (rows != rows[:1]).any() and len(np.unique(own)) < len(own):
+                found += own.tolist()
         return found
 
     def _divided(self) -> Iterator[int]:
