@@ -109,10 +109,11 @@ class Call:
                 return known.item()
         return self.tensor(slot)
 
-    def operands(self) -> tuple[Any, Any]:
-        """Both inputs of an elementwise operator as `operand` gives them, at least one of them a tensor."""
-        a, b = self.operand(0), self.operand(1)
-        return (self.tensor(0) if isinstance(a, (bool, int, float)) and isinstance(b, (bool, int, float)) else a), b
+    def operands(self, first: int = 0) -> tuple[Any, Any]:
+        """Two inputs of an elementwise operator as `operand` gives them, at least one of them a tensor (of its dtype)."""
+        a, b = self.operand(first), self.operand(first + 1)
+        numbers = isinstance(a, (bool, int, float)) and isinstance(b, (bool, int, float))
+        return (self.tensor(first) if numbers else a), b
 
     def in_order(self, slot: int, order: Sequence[int]) -> Any:
         """The constant held with axis 1 in this order, so that a step need not arrange it; None where it cannot be."""

@@ -106,3 +106,23 @@ def test_shapes_follow_the_input_as_in_onnxruntime(name, batch, tmp_path):
     module = to_module(network, single=True)
     assert module(torch.from_numpy(x)).shape == wanted
     assert torch.jit.script(module)(torch.from_numpy(x)).shape == wanted
+
+
+def test_data_is_clipped_at_a_size(tmp_path):
+    nodes = [
+        helper.make_node("Shape", ["x"], ["v"]),
+        helper.make_node("Gather", ["v", "first"], ["size"]),
+        helper.make_node("Cast", ["size"], ["most"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMin", ["x"], ["least"], keepdims=0),
+        helper.make_node("Clip", ["x", "", "most"], ["below"]),
+        helper.make_node("Clip", ["below", "least", "most"], ["y"]),
+    ]
+    port = lambda name: helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 6])  # noqa: E731
+    graph = helper.make_graph(nodes, "g", [port("x")], [port("y")], [numpy_helper.from_array(np.array(0), "first")])
+    path = tmp_path / "m.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    network = import_model(path, "onnx", None)[0]
+    x = np.arange(18, dtype=np.float32).reshape(3, 6)
+    wanted = onnxruntime.InferenceSession(path).run(None, {"x": x})[0]
+    scripted = torch.jit.script(to_module(network, single=True))
+    assert (run(network, {"x": x})["y"] == wanted).all() and (scripted(torch.from_numpy(x)).numpy() == wanted).all()

@@ -2,9 +2,10 @@
 
 1. Operators of the domain "ai.onnx", which is the standard's own.
 2. Two nodes of one name, and a graph of none.
-3. Initializers that IR 3 wants to be listed among the inputs.
-4. Inputs that tell no shape: the signature says it.
-5. Outputs that tell no type or shape, or one that cannot be: what can be inferred holds.
+3. Nodes that stand before those that they read.
+4. Initializers that IR 3 wants to be listed among the inputs.
+5. Inputs that tell no shape: the signature says it.
+6. Outputs that tell no type or shape, or one that cannot be: what can be inferred holds.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import onnx_ir as ir
 
 from worker.compressor.errors import ImportFailed
 from worker.compressor.graph.evaluation import observe
+from worker.compressor.graph.importers.order import sort_nodes
 from worker.compressor.graph.importers.stored import LEAST_BYTES, has_shape
 from worker.compressor.graph.network import Network
 from worker.compressor.graph.normalise.names import unique
@@ -26,7 +28,7 @@ _FIRST_IR_WITHOUT_LISTING = 4
 
 
 def put_right(model: onnx.ModelProto, signature: Sequence[Mapping[str, Any]] | None) -> None:
-    """Cases 1 to 4: change the parsed model in place where its meaning is plain, so that it can be checked.
+    """Cases 1 to 5: change the parsed model in place where its meaning is plain, so that it can be checked.
 
     Raises:
         ImportFailed: `signature_needed` for an input without a shape that no row of the signature tells.
@@ -35,6 +37,7 @@ def put_right(model: onnx.ModelProto, signature: Sequence[Mapping[str, Any]] | N
         for node in with_inner(nodes):
             node.domain = "" if node.domain == "ai.onnx" else node.domain
     _name(model.graph)
+    sort_nodes(model.graph)
     if model.ir_version < _FIRST_IR_WITHOUT_LISTING:
         _list_initializers(model.graph)
     _shape_inputs(model.graph, signature)
@@ -83,7 +86,7 @@ def _shape_inputs(graph: onnx.GraphProto, signature: Sequence[Mapping[str, Any]]
 
 
 def infer_outputs(network: Network) -> None:
-    """Case 5, for a network that was tried: what cannot be inferred is of the type and the rank that was seen.
+    """Case 6, for a network that was tried: what cannot be inferred is of the type and the rank that was seen.
 
     Raises:
         ImportFailed: for an output that is not of the type that the file says.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -42,9 +41,13 @@ def _clip(call: Call) -> Any:
         return call.tensor(0)
     if all(isinstance(limit, float) for limit in limits) and limits[0] <= limits[1]:
         return functional.hardtanh(call.tensor(0), *limits)  # one kernel backward, where clamp has four
-    if any(not isinstance(limit, (int, float, NoneType)) for limit in limits):
-        limits = [call.tensor(slot) for slot in (1, 2)]
-    return computed(call, lambda x: torch.clamp(x, *limits), call.tensor(0), ordering=call.dtype(0) != torch.uint64)
+    return computed(call, lambda x: _clamped(x, *limits), call.tensor(0), ordering=call.dtype(0) != torch.uint64)
+
+
+def _clamped(x: Any, lowest: Any, highest: Any) -> Any:
+    # one after the other, because torch does not take a tensor and a number (which may be a size) at once
+    x = x if lowest is None else torch.clamp(x, min=lowest)
+    return x if highest is None else torch.clamp(x, max=highest)
 
 
 def _clip_known(node: Node, arrays: Sequence[np.ndarray]) -> Any:
@@ -60,9 +63,9 @@ def _clip_known(node: Node, arrays: Sequence[np.ndarray]) -> Any:
 
 
 def _limit(call: Call, slot: int) -> Any:
-    """A number where the limit is known, a tensor where it is data."""
+    """A number (which may be the proxy of a size) where the limit is known, a tensor where it is data."""
     known = call.known(slot)
-    return call.tensor(slot) if known is None else known.reshape(-1)[0].item()
+    return call.tensor(slot) if known is None else known.reshape(-1).tolist()[0]
 
 
 def _gelu(call: Call) -> Any:

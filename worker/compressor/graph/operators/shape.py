@@ -106,7 +106,7 @@ def _constant_of_shape_known(node: Node, arrays: Sequence[np.ndarray]) -> np.nda
 
 
 def _where(call: Call) -> Any:
-    return torch.where(call.tensor(0), call.operand(1), call.operand(2))
+    return torch.where(call.tensor(0), *call.operands(1))
 
 
 def _where_known(node: Node, arrays: Sequence[np.ndarray]) -> Any:

@@ -99,7 +99,7 @@ BROKEN = {
     "cycle": (cycle(), "malformed_model"),
     "dangling input": (model([node("Add", "x", "nowhere")]), "malformed_model"),
     "duplicate output": (model([node("Relu", "x"), node("Tanh", "x")]), "malformed_model"),
-    "not sorted": (model([node("Relu", "a"), node("Tanh", "x", outputs=["a"], name="late")]), "malformed_model"),
+    "circle": (model([node("Add", "a", "x"), node("Tanh", "y", outputs=["a"], name="late")]), "malformed_model"),
     "short raw data": (weight(raw_data=b"1234"), "invalid_tensor"),
     "negative dimension": (weight(dims=[-1, 4]), "invalid_tensor"),
     "huge dimensions": (weight(dims=[1 << 40]), "invalid_tensor"),
@@ -199,6 +199,29 @@ class TestSignature:
         network, facts = import_model(path, "onnx", [{"name": "x", "dtype": "float32", "shape": ["n", 7]}])
         assert network.sample_shapes == {"x": (1, 7)} and facts["sample_shapes"] == {"x": [1, 7]}
         assert network.inputs[0].shape == ("n", "t")
+
+
+def test_nodes_may_come_in_any_order(tmp_path):
+    yes = helper.make_graph(
+        [helper.make_node("Neg", ["h"], ["n"])],
+        "yes",
+        [],
+        [helper.make_tensor_value_info("n", TensorProto.FLOAT, None)],
+    )
+    no = helper.make_graph(
+        [helper.make_node("Exp", ["x"], ["e"])], "no", [], [helper.make_tensor_value_info("e", TensorProto.FLOAT, None)]
+    )
+    made = model(
+        [
+            helper.make_node("Relu", ["i"], ["y"], name="last"),
+            helper.make_node("If", ["c"], ["i"], then_branch=yes, else_branch=no),
+            helper.make_node("Abs", ["x"], ["h"], name="first"),
+        ],
+        initializers=[numpy_helper.from_array(np.array(True), "c")],
+    )
+    path = tmp_path / "m.onnx"
+    path.write_bytes(made.SerializeToString())
+    assert [node.op for node in import_model(path, "onnx", None)[0].nodes] == ["Abs", "Neg", "Relu"]
 
 
 def test_domains_that_no_node_uses_do_not_matter(tmp_path):

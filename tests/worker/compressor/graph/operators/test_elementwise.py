@@ -5,6 +5,7 @@ import pytest
 
 from tests.worker.compressor.graph.operators.single import check, load, one_node
 from worker.compressor.errors import ImportFailed
+from worker.compressor.graph.evaluation import run
 
 RNG = np.random.default_rng(0)
 X = (RNG.standard_normal((3, 4, 5)) * 3).astype(np.float32)
@@ -53,6 +54,11 @@ class TestActivation:
     def test_clip_with_limits_as_inputs(self, limits, tmp_path):
         inputs = [None if limit is None else np.array(limit, np.float32) for limit in limits]
         check("Clip", [X, *inputs], 13, tmp_path)
+
+    def test_where_of_two_numbers_has_their_type(self, tmp_path):
+        condition = X > 0
+        network = check("Where", [condition, np.float16(0.5), np.float16(-2)], 16, tmp_path)
+        assert run(network, {"i0": condition})["o0"].dtype == np.float16
 
     @pytest.mark.parametrize("slope", [VECTOR, np.full((1,), 0.3, np.float32), VECTOR.repeat(5, 1)])
     def test_prelu_broadcasts(self, slope, tmp_path):
