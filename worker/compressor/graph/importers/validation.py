@@ -24,6 +24,7 @@ _QUANTISED = {
     "QuantizeWithOrder", "DequantizeWithOrder",
 }  # fmt: skip
 _QUANTISED_FAMILIES = ("QLinear", "QOrdered")
+_ONNXRUNTIME = "com.microsoft"
 _TRAINING = {"ai.onnx.training", "ai.onnx.preview.training"}
 _RE_EXPORT = "Export the network again and upload the new file."
 
@@ -135,7 +136,9 @@ def _check_operator(
         raise ImportFailed(
             f"node '{name}'{place} uses the operator {node.domain}::{node.op_type}, which is not part of ONNX",
             code="unknown_operator",
-            hint="Export with standard ONNX operators only.",
+            hint="Upload the network as it was before onnxruntime's optimiser fused its operators."
+            if node.domain.startswith(_ONNXRUNTIME)
+            else "Export with standard ONNX operators only.",
         )
 
 

@@ -60,6 +60,21 @@ class Standardised(nn.Module):
         return self.head(functional.relu(functional.conv1d(functional.relu(self.a(x)), weight, self.b.bias)).mean(2))
 
 
+class Kept(nn.Module):
+    """A scale stored as its logarithm, and one in half precision."""
+
+    shape = (6,)
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 12), nn.Linear(12, 3)
+        self.log = nn.Parameter(torch.randn(12))
+        self.coarse = nn.Parameter(torch.randn(12).half())
+
+    def forward(self, x):
+        return self.b(torch.relu(self.a(x) * torch.exp(self.log)) * self.coarse.float())
+
+
 def load(module, folder, opset=13):
     torch.manual_seed(3)
     path = folder / "m.onnx"
@@ -98,3 +113,13 @@ class TestWeightsDividedByTheirNorm:
         made = cut(network, analysis, {group.id: kept[group.id] for group in analysis.groups if group.exact})
         error, control = compare(path, made.network, made.weights, nets.samples(network), tmp_path)
         assert error < 1e-5 and control > 1e-2
+
+
+def test_weights_that_an_activation_or_a_cast_makes_are_cut(tmp_path):
+    network, path = load(Kept(), tmp_path)
+    analysis = analyse(network, network.sample_shapes)
+    assert [(group.num_units, group.exact) for group in analysis.groups] == [(12, True)]
+    made = cut(network, analysis, {0: [1, 4, 7]})
+    assert {3} == {len(made.network.tensors[name]) for name in ("log", "coarse")}
+    error, control = compare(path, made.network, made.weights, nets.samples(network), tmp_path)
+    assert error < 1e-5 and control > 1e-2

@@ -158,6 +158,15 @@ class TestBrokenFile:
         with pytest.raises(ImportFailed, match=r"weights\.bin"):
             import_model(path, "onnx", None)
 
+    @pytest.mark.parametrize(("domain", "hint"), [("com.microsoft", "optimiser fused"), ("own", "standard")])
+    def test_an_operator_of_somebody_else_is_refused_with_what_to_do(self, domain, hint, tmp_path):
+        path = tmp_path / "broken.onnx"
+        broken = model([node("FusedConv", "x", domain=domain)], domains=(domain,))
+        path.write_bytes(broken.SerializeToString())
+        with pytest.raises(ImportFailed, match=f"'bad' uses the operator {domain}::FusedConv") as caught:
+            import_model(path, "onnx", None)
+        assert hint in (caught.value.hint or "")
+
     def test_doubling_a_constant_is_stopped(self, tmp_path):
         nodes = [node("Concat", f"c{i}", f"c{i}", outputs=[f"c{i + 1}"], name=f"n{i}", axis=0) for i in range(34)]
         nodes.append(node("ReduceMax", "c34", outputs=["m"], name="max", keepdims=0))
