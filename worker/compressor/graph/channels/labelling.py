@@ -55,7 +55,7 @@ class Labelling(Products):
         """Before a walk: what met in those before it lies along fewer axes from now on."""
         self._known_classes = self.classes()
         self.evidence = Evidence(homes)
-        self.layers, self.states, self._derived, self._sums = {}, set(), set(), set()
+        self.layers, self.states, self._derived, self._fixed, self._sums = {}, set(), set(), set(), set()
         self.moved: dict[str, list[Layer]] = {}
         self._zero: set[str] = set()  # values in which a channel is zero when all that makes it is
 

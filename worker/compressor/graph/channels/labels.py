@@ -38,7 +38,8 @@ class Labels(ABC):
         self.facts = facts
         self.layers: dict[str, list[Layer]] = {}
         self.states: set[str] = set()  # outputs of recurrent operators, and what stacks them
-        self._derived: set[str] = set()
+        self._derived: set[str] = set()  # what is made from constants alone
+        self._fixed: set[str] = set()  # numbers that follow from constants alone: the shape of a weight
         self._sums: set[str] = set()  # of those, what several constants with channels are added to
 
     @abstractmethod

@@ -30,10 +30,12 @@ class Products(Labels):
     def walk(self) -> None:
         """Carry labels through all nodes. Nodes that compute shapes carry none."""
         for node in self.network.nodes:
+            of_constants = all(not name or self.is_weight(name) or name in self._fixed for name in node.inputs)
             if all(name in self.facts.known or not name for name in node.outputs) and not self._has_channels(node):
                 self._calculate(node)
+                self._fixed.update(node.outputs if of_constants else ())
                 continue
-            if all(not name or self.is_weight(name) for name in node.inputs):
+            if of_constants:
                 self._derived.update(node.outputs)
             rule = operator_of(node).channels
             if rule is None:

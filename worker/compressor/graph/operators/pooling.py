@@ -165,6 +165,11 @@ def _channels(walk: Walk, node: Node) -> None:
     walk.keep(node, slides=range(2, len(walk.shape(node.inputs[0]))))
 
 
+def _global_channels(walk: Walk, node: Node) -> None:
+    # channels may lie along these axes too: a mean over the last of [batch, sequence, channels] is written this way
+    walk.reduce(node, range(2, len(walk.shape(node.inputs[0]))), keepdims=True)
+
+
 def _max_channels(walk: Walk, node: Node) -> None:
     if len(node.outputs) > 1 and node.outputs[1]:
         walk.pin(node, f"MaxPool '{node.name}' says where in the whole tensor its maxima lie")
@@ -180,6 +185,6 @@ register(Operator(op="MaxPool", versions=(1, 8, 10, 11, 12, 22), run=_max_pool, 
 register(Operator(op="MaxUnpool", versions=(9, 11, 22), run=_max_unpool, channels=_unpool_channels, data=(0, 1)))
 register(Operator(op="AveragePool", versions=(7, 10, 11, 19, 22), run=_average_pool, channels=_channels))
 register(Operator(op="LpPool", versions=(2, 11, 18, 22), run=_lp_pool, channels=_channels))
-register(Operator(op="GlobalAveragePool", versions=(1, 22), run=_global_average, channels=_channels))
-register(Operator(op="GlobalMaxPool", versions=(1, 22), run=_global_max, channels=_channels))
-register(Operator(op="GlobalLpPool", versions=(2, 22), run=_global_lp, channels=_channels))
+register(Operator(op="GlobalAveragePool", versions=(1, 22), run=_global_average, channels=_global_channels))
+register(Operator(op="GlobalMaxPool", versions=(1, 22), run=_global_max, channels=_global_channels))
+register(Operator(op="GlobalLpPool", versions=(2, 22), run=_global_lp, channels=_global_channels))
