@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import warnings
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, NamedTuple, Optional
 
 import torch
 from torch import fx
@@ -13,7 +13,7 @@ from torch import fx
 from worker.compressor.errors import ExportError
 from worker.compressor.graph.exporters.dotted_names import name_weights
 from worker.compressor.graph.network import Network
-from worker.compressor.graph.structure import Structure, fill
+from worker.compressor.graph.structure import Structure, Tree, fill
 from worker.compressor.graph.training.executor import identifier, to_module
 
 
@@ -54,8 +54,17 @@ def _restructure(module: fx.GraphModule, structure: Structure) -> None:
         )
     results = graph.output_node().args[0]
     listed = [results] if isinstance(results, fx.Node) else list(results)  # type: ignore[arg-type]
-    graph.output_node().args = (fill(structure["output"], listed),)
+    graph.output_node().args = (fill(structure["output"], listed, _named),)
     module.recompile()
+
+
+def _named(tree: Tree, items: list[Any]) -> tuple[Any, ...]:
+    """A tuple whose items have the upload's names; a plain one where not all of them are tensors."""
+    names = [tree["type"], *tree["fields"]]
+    if not all("port" in item for item in tree["tuple"]) or any(identifier(name) != name for name in names):
+        return tuple(items)
+    kind = NamedTuple(tree["type"], [(field, torch.Tensor) for field in tree["fields"]])  # type: ignore[misc]
+    return kind(*items)
 
 
 def _fix(graph: fx.Graph, values: list[tuple[str, Any]]) -> None:

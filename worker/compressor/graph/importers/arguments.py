@@ -120,7 +120,10 @@ def _places(
         return {row["name"]: row for row in tensors}
     takers = [argument.name for argument in _tensor_like(free)]
     if len(tensors) > len(takers):
-        raise _mismatch(f"the signature has {len(tensors)} tensors; forward takes {', '.join(takers) or 'none'}")
+        others = [f"'{a.name}', which is {a.type}" for a in free if a.name not in takers and not a.has_default_value()]
+        told = f", and {', '.join(others)}: a list, tuple or dict of tensors cannot go in" if others else ""
+        taken = ", ".join(takers) or "no tensor"
+        raise _mismatch(f"the signature has {len(tensors)} tensors; forward takes {taken}{told}")
     return dict(zip(takers, tensors, strict=False))
 
 

@@ -13,7 +13,7 @@ def mark_made(network: Network, own: Collection[str]) -> None:
     """Tell the constants that the import made from the tensors of the upload, which are called `own`."""
     for name, origin in network.origins.items():
         is_own = origin.source in own or origin.source.startswith("CONSTANTS.")
-        network.origins[name] = replace(origin, made=not is_own)
+        network.origins[name] = replace(origin, made=origin.made or not is_own)
 
 
 def name_layers(network: Network) -> None:

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from worker.compressor.errors import ImportFailed
 from worker.compressor.graph.evaluation import observe
 from worker.compressor.graph.importers.bundle import is_bundle, open_bundle
+from worker.compressor.graph.importers.contributed import write_out
 from worker.compressor.graph.importers.leniency import infer_outputs, put_right
 from worker.compressor.graph.importers.samples import shape_candidates
 from worker.compressor.graph.importers.stored import StoredModel
@@ -28,6 +29,7 @@ def import_onnx(path: Path, signature: Sequence[Mapping[str, Any]] | None) -> Ne
     """
     stored = open_bundle(path, path.parent / "unpacked") if is_bundle(path) else open_file(path)
     put_right(stored.proto, signature)
+    write_out(stored.proto)
     check_model(stored.proto, stored)
     network = normalise(_deserialise(stored), signature)
     try_once(network, signature)

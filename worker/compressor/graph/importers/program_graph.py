@@ -84,6 +84,7 @@ def clean_program(plain: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]
         "range_constraints": {
             _name(key): {end: _whole(_dict(row).get(end)) for end in ("min_val", "max_val")}
             for key, row in _dict(plain.get("range_constraints")).items()
+            if _NAME.fullmatch(key)  # those of `8*s0` follow from those of `s0`
         },
         "schema_version": {"major": _SCHEMA, "minor": int(version.get("minor") or 0)},
         "verifiers": verifiers or ["TRAINING"],

@@ -65,7 +65,7 @@ def import_torchscript(path: Path, signature: Signature | None) -> Network:
     if not arguments.rows:
         raise ImportFailed("the signature has no tensor", code="no_inputs", hint="Give name, dtype and shape of each.")
     structure = _structure(module, arguments)
-    failure: ImportFailed | None = None
+    failures: dict[Route, ImportFailed] = {}
     for route in _routes(module, structure):
         try:
             network = route(module, arguments, structure)
@@ -78,9 +78,8 @@ def import_torchscript(path: Path, signature: Signature | None) -> Network:
             _check_parity(network, module, arguments)
             return network
         except ImportFailed as error:
-            failure = error
-    assert failure is not None
-    raise failure
+            failures[route] = error
+    raise failures.get(by_walk) or failures[by_exporter]  # the walk says which line it is
 
 
 Route = Callable[[Any, Arguments, Structure], Network]
@@ -121,7 +120,30 @@ def _is_recurrent(block: Any) -> bool:
 
 
 def _structure(module: Any, arguments: Arguments) -> Structure:
-    """How the module is called and what it gives back, seen in one call."""
+    """How the module is called and what it gives back: containers and numbers, which no size may change."""
+    output = _output(_call(module, arguments, arguments.samples(2)))
+    for samples in (arguments.samples(3), arguments.samples(2, _OTHER_LENGTHS[0])):
+        try:
+            other = _output(_call(module, arguments, samples))
+        except ImportFailed:
+            continue  # the axis is not as free as the signature says
+        if other != output:
+            raise ImportFailed(
+                "the network returns numbers, or as many tensors, as the sizes of its inputs say",
+                code="unsupported_output",
+                hint="Return tensors alone, or fix those sizes in `inputs`.",
+            )
+    names = [argument.name for argument in arguments.all]
+    return {
+        "args": arguments.tree(),
+        "kwargs": [],
+        "names": names,
+        "optional": arguments.num_optional,
+        "output": output,
+    }
+
+
+def _output(returned: Any) -> dict[str, Any]:
     count = 0
 
     def leaf(value: Any) -> dict[str, Any]:
@@ -137,17 +159,10 @@ def _structure(module: Any, arguments: Arguments) -> Structure:
             hint="Return tensors, or tuples, lists and dicts of tensors.",
         )
 
-    output = describe(_call(module, arguments, arguments.samples(2)), leaf)
+    output = describe(returned, leaf)
     if not count:
         raise ImportFailed("the network returns no tensor", code="unsupported_output", hint="Return tensors.")
-    names = [argument.name for argument in arguments.all]
-    return {
-        "args": arguments.tree(),
-        "kwargs": [],
-        "names": names,
-        "optional": arguments.num_optional,
-        "output": output,
-    }
+    return output
 
 
 def _call(module: Any, arguments: Arguments, tensors: list[torch.Tensor]) -> Any:

@@ -1,7 +1,7 @@
 """Numbered cases that bring any ONNX graph to one form, without changing what it computes or the user's opset.
 
 1. `constants`: Constant nodes become initializers.
-2. `filled`: ConstantOfShape over a constant shape becomes an initializer.
+2. `filled`: ConstantOfShape over a constant shape becomes an initializer, over a partly constant one an Expand of it.
 3. `identities`: Identity of an initializer goes; its readers read a copy that remembers the source.
 4. `listed_inputs`: initializers that IR 3 lists among the inputs are inputs no more.
 5. `stale_shapes`: recorded shapes of inner values go, they would be wrong after a cut.
@@ -47,7 +47,7 @@ def normalise(model: ir.Model, signature: branches.Signature | None = None) -> N
     branches.apply(model, signature)
     constants.apply(model)
     whole_numbers.apply(model)
-    filled.apply(model)
+    made = filled.apply(model)
     stale_shapes.apply(model)
     states.apply(model)
     tensors = {}
@@ -55,7 +55,9 @@ def normalise(model: ir.Model, signature: branches.Signature | None = None) -> N
         assert value.const_value is not None  # an initializer without content does not parse
         tensors[name] = value.const_value.numpy()
         value.const_value = None
-    network = Network(model, tensors, origins={name: Origin(name, array.shape) for name, array in tensors.items()})
+    network = Network(
+        model, tensors, origins={name: Origin(name, array.shape, made=name in made) for name, array in tensors.items()}
+    )
     identities.apply(network)
     standardised.apply(network)
     written.apply(network)

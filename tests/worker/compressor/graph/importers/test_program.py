@@ -185,6 +185,13 @@ class TestImportProgram:
         network = taken(path, [{"name": "x", "dtype": "float32", "shape": ["batch", 21, 4]}])
         assert network.sample_shapes == {"x": (1, 21, 4)}
 
+    def test_a_size_may_be_a_multiple_of_one_that_is_free(self, tmp_path):
+        net, half = Nothing(lambda self, x: self.fc(x).mean(1)), torch.export.Dim("half", min=2, max=64)
+        path = exported(net, (torch.zeros(2, 8, 4),), tmp_path / "n.pt2", shapes=({0: batch(), 1: 2 * half},))
+        x = torch.randn(3, 10, 4)
+        wanted = torch.export.load(path).module()(x).detach().numpy()
+        assert nets.difference(wanted, run(taken(path), {"x": x})["output"]) < 2e-6
+
     def test_a_network_that_changes_its_input_is_taken_without_that(self, tmp_path):
         def forward(self, x):
             x -= 1

@@ -3,6 +3,7 @@ import subprocess
 import sys
 import warnings
 import zipfile
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -199,6 +200,89 @@ class Hidden(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.linalg.inv(self.fc(x)[:, None, :].expand(-1, 4, -1) + torch.eye(4))
+
+
+class Pair(NamedTuple):
+    first: torch.Tensor
+    second: torch.Tensor
+
+
+class Named(nn.Module):
+    """Returns two tensors that have names."""
+
+    shape = (6,)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 8), nn.Linear(8, 3), nn.Linear(8, 2)
+
+    def forward(self, x: torch.Tensor) -> Pair:
+        x = torch.relu(self.a(x))
+        return Pair(self.b(x), self.c(x))
+
+
+class Counted(Named):
+    """Returns how many rows there were."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, int]:
+        return self.b(self.a(x)), x.size(0)
+
+
+class FromPair(Named):
+    def forward(self, pair: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        return self.b(self.a(pair[0])) + pair[1]
+
+
+class Steps(nn.Module):
+    """A recurrent cell by hand, from a state that is filled with one number for each row."""
+
+    shape = (3, 5)
+
+    def __init__(self, start: float = 0.0) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.start = nn.Linear(5, 8), nn.Linear(8, 8), nn.Linear(8, 2), start
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        state = torch.full((x.size(0), 8), self.start)
+        for step in range(x.size(1)):
+            state = torch.tanh(self.a(x[:, step]) + self.b(state))
+        return self.c(state)
+
+
+class TestContainers:
+    def test_names_of_a_tuples_items_leave_as_they_came(self, tmp_path):
+        network, _ = load(Named().eval(), "script", tmp_path)
+        write_torchscript(network, tmp_path / "out.pt")
+        returned = torch.jit.load(str(tmp_path / "out.pt"))(torch.zeros(2, 6))
+        assert type(returned).__name__ == "Pair" and returned.first.shape == (2, 3) and returned.second.shape == (2, 2)
+
+    def test_a_number_that_follows_from_a_size_is_refused(self, tmp_path):
+        with pytest.raises(ImportFailed) as caught:
+            load(Counted().eval(), "script", tmp_path)
+        assert caught.value.code == "unsupported_output"
+
+    def test_a_tuple_that_goes_in_is_told_by_name(self, tmp_path):
+        with pytest.raises(ImportFailed, match=r"'pair', which is Tuple\[Tensor, Tensor\]"):
+            load(FromPair().eval(), "script", tmp_path)
+
+
+class TestFilledStates:
+    @pytest.mark.parametrize("start", [0.0, 0.5])
+    def test_get_as_narrow_as_what_they_meet(self, start, tmp_path):
+        torch.manual_seed(0)
+        network, path = load(Steps(start).eval(), "script", tmp_path)
+        analysis = analyse(network, network.sample_shapes)
+        assert [(group.num_units, group.exact) for group in analysis.groups] == [(8, True)]
+        result = cut(network, analysis, {0: [1, 4, 6]})
+        x = torch.randn(4, *Steps.shape)
+        wanted = masked_module(path, result.weights)(x).detach().numpy()
+        assert {row.name for row in result.weights} == {"a.weight", "a.bias", "b.weight", "b.bias", "c.weight"}
+        write_onnx(result.network, tmp_path / "cut.onnx")
+        assert (
+            nets.difference(wanted, nets.reference(tmp_path / "cut.onnx", {network.inputs[0].name: x.numpy()})[0])
+            < 1e-5
+        )
+        assert nets.difference(torch.jit.load(str(path))(x).detach().numpy(), wanted) > 1e-2
 
 
 class TestRefusal:
