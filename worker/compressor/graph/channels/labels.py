@@ -118,8 +118,7 @@ class Labels(ABC):
         """Sum over the channels of `x`; see `walk.Walk`."""
         source, axis = self._place(node, x)
         tensor, weight_axis = self._place(node, weight)
-        if self.is_weight(source):
-            self._label_all(source)
+        self._begin(node, source, axis)
         self._settle(source, slides)
         self.layers[node.outputs[0]] = [layer for layer in self._layers(source) if axis not in layer.axes]
         labels = self._along(source, axis)
@@ -308,6 +307,15 @@ class Labels(ABC):
         if array is not None and is_float(array) and name not in self.layers:
             lines = [(axis, self._own(name, axis)) for axis, length in enumerate(array.shape) if length > 1]
             self.layers[name] = [layer_along(line, axis, array.ndim) for axis, line in lines]
+
+    def _begin(self, node: Node, name: str, axis: int) -> None:
+        """A constant that a layer reads makes its channels there (learned queries), and what comes of it is no weight."""
+        if self.is_weight(name):
+            self._label_all(name)
+            labels = self._along(name, axis)
+            if labels is not None:
+                self._mark(node, "produces", labels)
+            self._derived.difference_update(node.outputs)
 
     def _own_or_derived(self, name: str, axis: int) -> np.ndarray:
         if name in self.network.tensors:

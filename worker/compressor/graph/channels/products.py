@@ -111,6 +111,7 @@ class Products(Labels):
         """Normalise over axes; see `walk.Walk`."""
         source, rank = node.inputs[x], len(self.shape(node.inputs[x]))
         closed = {axis % rank for axis in axes}
+        self._label_all(source)
         found = []
         self._label_all(source)
         for layer in self._layers(source):

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 def weigh(walk: Labels, node: Node, slots: tuple[int, int], terms: tuple[Term, Term], result: Term) -> None:
     """See `walk.Walk.weigh`."""
     (source, weight), (ours, theirs) = (node.inputs[slots[0]], node.inputs[slots[1]]), terms
+    for letter in set(ours) & set(theirs):
+        walk._begin(node, source, ours.index(letter))
     layers = [lettered(layer, ours, max((*ours, *theirs)) + 1) for layer in walk._layers(source)]
     narrowed = {layer.narrowed for layer in layers}
     made = [letter for letter in theirs if letter in result and letter not in ours]

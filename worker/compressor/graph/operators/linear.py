@@ -55,14 +55,12 @@ def _matmul(call: Call) -> Any:
 
 def _matmul_channels(walk: Walk, node: Node) -> None:
     left, right = node.inputs
-    if walk.is_weight(right) and len(walk.shape(right)) == 2:  # also of a table of constants
+    if walk.is_weight(right) and len(walk.shape(right)) == 2:  # two constants: the left one is what the layer reads
         walk.consume(node, (0, -1), (1, 0))
         walk.produce(node, (1, 1), -1)
-    elif walk.is_weight(left) and not walk.is_weight(right) and len(walk.shape(left)) == 2 <= len(walk.shape(right)):
+    elif walk.is_weight(left) and len(walk.shape(left)) == 2 <= len(walk.shape(right)):
         walk.consume(node, (1, -2), (0, 1))
         walk.produce(node, (0, 0), -2)
-    elif walk.is_weight(left) and walk.is_weight(right):
-        walk.pin(node, f"the MatMul '{node.name}' multiplies constants")
     else:
         terms, result = _letters(walk.shape(left), walk.shape(right))
         if walk.is_weight(right):
