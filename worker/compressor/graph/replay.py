@@ -19,6 +19,7 @@ from worker.compressor.graph.channels.grouping import Analysis
 from worker.compressor.graph.channels.labels import Role
 from worker.compressor.graph.channels.layer import Layer
 from worker.compressor.graph.channels.products import Products
+from worker.compressor.graph.channels.stretching import Stretch
 from worker.compressor.graph.cost import shrinkings
 from worker.compressor.graph.evaluation import as_tensor, evaluate
 from worker.compressor.graph.network import Network, Node
@@ -36,7 +37,7 @@ class Replay(Products):
         self, network: Network, analysis: Analysis, kept: Mapping[int, np.ndarray], orders: Mapping[bytes, np.ndarray]
     ) -> None:
         super().__init__(network, analysis.facts)
-        self.analysis = analysis
+        self.analysis, self.stretched = analysis, analysis.stretched
         self._orders = orders
         self.takes: dict[tuple[str, int], np.ndarray] = {}
         self.rewrites: dict[str, Rewrites] = {}
@@ -126,6 +127,16 @@ class Replay(Products):
                 self.takes[name, axis] = _gather(classes[0], order, left[0])
         own = np.take_along_axis(classes, np.atleast_2d(self.takes[name, axis]), 1)
         return own if parts > 1 else own[0]
+
+    def _made(self, name: str, stretch: Stretch) -> np.ndarray:
+        shape = [length if axis in stretch[0] else 1 for axis, length in enumerate(self.shape(name))]
+        layer = next(layer for layer in self.analysis.labels[name] if layer.narrowed == stretch[1])
+        lines = np.moveaxis(np.broadcast_to(layer.array, shape), stretch[1], -1)
+        left = [line[~self._removed[line]] for line in lines.reshape(-1, shape[stretch[1]])]
+        return np.moveaxis(np.stack(left).reshape(*lines.shape[:-1], -1), -1, stretch[1])
+
+    def _want(self, name: str, axes: Sequence[int], narrowed: int) -> None:
+        """The analysis has given it channels wherever they can be cut."""
 
     def _align(self, name: str, axis: int, order: np.ndarray) -> np.ndarray:
         classes = self._home(name, axis)

@@ -10,7 +10,8 @@ from worker.compressor.errors import CompressorError
 from worker.compressor.graph.channels.grouping import Analysis, Group, Slice
 from worker.compressor.graph.channels.groups import conclude
 from worker.compressor.graph.channels.labelling import Labelling
-from worker.compressor.graph.evaluation import observe
+from worker.compressor.graph.channels.stretching import Stretch
+from worker.compressor.graph.evaluation import Facts, observe
 from worker.compressor.graph.network import Network
 from worker.compressor.graph.surgery import cut
 
@@ -27,8 +28,7 @@ def analyse(network: Network, feeds_shape: Mapping[str, tuple[int, ...]]) -> Ana
     always gives the same groups.
     """
     facts = observe(network, feeds_shape)
-    labelling = Labelling(network, facts)
-    labelling.walk()
+    labelling = _walked(network, facts)
     for port in network.outputs:
         for layer in labelling.layers.get(port.name, []):
             labelling.pin_output(layer.array, port.name)
@@ -38,6 +38,19 @@ def analyse(network: Network, feeds_shape: Mapping[str, tuple[int, ...]]) -> Ana
             labelling.refuse(np.flatnonzero(analysis.group_of == group.id), _REFUSED)
         analysis = conclude(labelling)
     return analysis
+
+
+def _walked(network: Network, facts: Facts) -> Labelling:
+    """A finished walk in which every value that repeats one element has channels where it meets some."""
+    given: dict[tuple[str, int], Stretch] = {}
+    while True:
+        names = {name for name, _ in given}
+        stretched = {name: tuple(given[key] for key in given if key[0] == name) for name in names}
+        labelling = Labelling(network, facts, stretched)
+        labelling.walk()
+        if labelling.wanted.keys() <= given.keys():
+            return labelling
+        given = labelling.wanted | given
 
 
 def _failing(network: Network, analysis: Analysis) -> list[Group]:

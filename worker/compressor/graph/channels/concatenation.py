@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from worker.compressor.graph.channels.joining import face, merge
 from worker.compressor.graph.channels.layer import Layer, layer_along
 from worker.compressor.graph.channels.parts import rows_along
 from worker.compressor.graph.network import Node
@@ -33,10 +34,10 @@ def concatenate(walk: Labels, node: Node, axis: int) -> None:
     for name in names:
         for layer in walk._layers(name):
             if axis not in layer.axes:
-                rest = walk._merge(rest, layer)
+                rest = merge(walk, rest, layer)
     for layer in rest:
         for name in names:
-            walk._face(node, layer, name, rank)
+            face(walk, node, layer, name, rank)
     walk.layers[output] = rest
     if any(line is not None for line in lines):
         whole = [

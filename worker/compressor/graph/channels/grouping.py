@@ -18,6 +18,7 @@ import numpy as np
 from worker.compressor.graph.channels.labels import Role
 from worker.compressor.graph.channels.layer import Layer
 from worker.compressor.graph.channels.partition import Partition
+from worker.compressor.graph.channels.stretching import Stretches
 from worker.compressor.graph.evaluation import Facts
 
 
@@ -81,7 +82,7 @@ class Analysis:
 
     `labels` holds label layers of every value in terms of classes, `homes` the classes along the axes of each constant;
     `group_of` and `unit_of` map a class to its group (-1: stays) and its unit there. `moved` has, for each output of an
-    operator that moves data, the layers as it made them.
+    operator that moves data, the layers as it made them, `stretched` which values that repeat one element have channels.
     """
 
     groups: tuple[Group, ...]
@@ -90,5 +91,6 @@ class Analysis:
     labels: dict[str, list[Layer]]
     homes: dict[str, list[Home]]
     moved: dict[str, list[Layer]]
+    stretched: Stretches
     group_of: np.ndarray
     unit_of: np.ndarray

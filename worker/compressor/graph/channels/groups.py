@@ -36,7 +36,7 @@ class _Conclusion:
         self.evidence = labelling.evidence
         self.classes = labelling.classes()
         self.num = len(self.classes)
-        self.moved = labelling.moved
+        self.moved, self.stretched = labelling.moved, labelling.stretched
         self.layers = {
             name: [Layer(self.classes[layer.array], layer.axes, layer.narrows) for layer in layers]
             for name, layers in labelling.layers.items()
@@ -107,7 +107,15 @@ class _Conclusion:
         for home in self.evidence.homes:
             homes.setdefault(home.tensor, []).append(Home(home.tensor, home.axis, self.classes[home.labels]))
         return Analysis(
-            made, self._kept_because(group_of), self.facts, self.layers, homes, self.moved, group_of, unit_of
+            made,
+            self._kept_because(group_of),
+            self.facts,
+            self.layers,
+            homes,
+            self.moved,
+            self.stretched,
+            group_of,
+            unit_of,
         )
 
     def _inexact_because(self, members: np.ndarray) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +13,7 @@ from worker.compressor.graph.channels.grouping import Home
 from worker.compressor.graph.channels.labels import Role
 from worker.compressor.graph.channels.layer import Layer
 from worker.compressor.graph.channels.products import Products
+from worker.compressor.graph.channels.stretching import Stretch, Stretches, is_zero
 from worker.compressor.graph.channels.zeros import keeps_zero
 from worker.compressor.graph.evaluation import Facts
 from worker.compressor.graph.network import Network, Node
@@ -45,8 +47,12 @@ class Evidence:
 class Labelling(Products):
     """The walk that joins labels by union-find."""
 
-    def __init__(self, network: Network, facts: Facts) -> None:
+    def __init__(self, network: Network, facts: Facts, stretched: Stretches) -> None:
         super().__init__(network, facts)
+        self.stretched = stretched
+        self.wanted: dict[
+            tuple[str, int], Stretch
+        ] = {}  # what met channels in this walk, and is to be given some in the next
         self._parent: list[int] = [0]
         self._owned: dict[tuple[str, int, int], np.ndarray] = {}
         self._start([])
@@ -96,6 +102,15 @@ class Labelling(Products):
     def _own(self, name: str, axis: int, parts: int = 1) -> np.ndarray:
         labels = self._fresh(name, axis, parts)
         return labels if parts > 1 else labels.reshape(-1)
+
+    def _made(self, name: str, stretch: Stretch) -> np.ndarray:
+        shape = [length if axis in stretch[0] else 1 for axis, length in enumerate(self.shape(name))]
+        start, count = len(self._parent), math.prod(shape)
+        self._parent.extend(range(start, start + count))
+        return np.arange(start, start + count).reshape(shape)
+
+    def _want(self, name: str, axes: Sequence[int], narrowed: int) -> None:
+        self.wanted.setdefault((name, narrowed), (tuple(axes), narrowed))
 
     def _align(self, name: str, axis: int, order: np.ndarray) -> np.ndarray:
         own = self._fresh(name, axis, order.shape[0] if order.ndim == 2 else 1)
@@ -187,7 +202,10 @@ class Labelling(Products):
 
     def _passed(self, node: Node) -> None:
         labelled = {name for name in node.inputs if self._layers(name)}
-        if keeps_zero(node, self.network, self._zero, labelled, self._derived):
+        if is_zero(node, self.network) or (
+            node.outputs[0] not in self.stretched
+            and keeps_zero(node, self.network, self._zero, labelled, self._derived)
+        ):
             self._zero.update(node.outputs)
         if node.op == "Div" and node.inputs[1] in self._derived:
             self.evidence.divided += [np.unique(layer.array) for layer in self._layers(node.inputs[1])]

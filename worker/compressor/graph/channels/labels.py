@@ -18,9 +18,10 @@ import numpy as np
 import torch
 
 from worker.compressor.graph.channels.concatenation import concatenate
-from worker.compressor.graph.channels.layer import Layer, are_one, layer_along, lowered, raised, rows_of
+from worker.compressor.graph.channels.joining import join
+from worker.compressor.graph.channels.layer import Layer, layer_along
 from worker.compressor.graph.channels.recurrence import recur
-from worker.compressor.graph.channels.stretching import is_stretched, spanned
+from worker.compressor.graph.channels.stretching import Stretch, Stretches, is_stretched
 from worker.compressor.graph.counts import is_float
 from worker.compressor.graph.evaluation import Facts, as_tensor, evaluate
 from worker.compressor.graph.network import Network, Node
@@ -37,6 +38,7 @@ class Labels(ABC):
         self.network = network
         self.facts = facts
         self.layers: dict[str, list[Layer]] = {}
+        self.stretched: Stretches = {}  # values that repeat one element, where they are given channels
         self.states: set[str] = set()  # outputs of recurrent operators, and what stacks them
         self._derived: set[str] = set()  # what is made from constants alone
         self._fixed: set[str] = set()  # numbers that follow from constants alone: the shape of a weight
@@ -45,6 +47,14 @@ class Labels(ABC):
     @abstractmethod
     def _own(self, name: str, axis: int, parts: int = 1) -> np.ndarray:
         """The labels along an axis of a constant, `(n,)`, or `(parts, n)` per part of axis 0."""
+
+    @abstractmethod
+    def _made(self, name: str, stretch: Stretch) -> np.ndarray:
+        """The labels of a value that repeats one element, along these axes."""
+
+    @abstractmethod
+    def _want(self, name: str, axes: Sequence[int], narrowed: int) -> None:
+        """A value that repeats one element meets channels along these axes, and has none."""
 
     @abstractmethod
     def _align(self, name: str, axis: int, order: np.ndarray) -> np.ndarray:
@@ -123,6 +133,8 @@ class Labels(ABC):
         self.layers[node.outputs[0]] = [layer for layer in self._layers(source) if axis not in layer.axes]
         labels = self._along(source, axis)
         if labels is None:
+            if is_stretched(self.network, self.facts, source, axis):
+                self._want(source, [axis], axis)
             self._pin(self._own_or_derived(tensor, weight_axis), f"'{source}' is not narrowed")
             return
         if parts > 1 and weight_axis == 0:
@@ -193,22 +205,7 @@ class Labels(ABC):
 
     def join(self, node: Node) -> None:
         """Elementwise with broadcasting; see `walk.Walk`."""
-        rank = len(self.shape(node.outputs[0]))
-        names = [name for name in node.inputs if name]
-        if all(self.is_weight(name) for name in names):
-            for name in names:
-                self._label_all(name)
-        found: list[Layer] = []
-        for name in names:
-            for layer in (raised(layer, rank) for layer in self._layers(name)):
-                found = self._merge(found, layer)
-        found += [layer for name in names for layer in spanned(self, node, name, rank)]
-        for name in names:
-            found = [layer for layer in found if self._face(node, layer, name, rank)]
-            if name in self._derived:
-                for layer in self._layers(name):
-                    self._mark(node, "follows", layer.array)
-        self.layers[node.outputs[0]] = found
+        join(self, node)
 
     def move(self, node: Node, *, slides: Sequence[int] = ()) -> None:
         """Run the operator itself on the labels; see `walk.Walk`."""
@@ -356,44 +353,3 @@ class Labels(ABC):
             array = first
         axes = tuple(axis for axis in layer.axes if axis not in off)
         return Layer(array, axes, None if layer.narrows in off else layer.narrows)
-
-    def _merge(self, found: list[Layer], layer: Layer) -> list[Layer]:
-        """Add a layer to those of other inputs at the same places; see `are_one`."""
-        for index, other in enumerate(found):
-            if are_one(other, layer):
-                self._meet(other.array, layer.array)
-                axes = tuple(sorted({*other.axes, *layer.axes}))
-                if other.axes == axes or layer.axes == axes:
-                    both = other if other.axes == axes else layer
-                else:
-                    both = Layer(np.broadcast_arrays(other.array, layer.array)[0].copy(), axes)
-                return [*found[:index], both, *found[index + 1 :]]
-        return [*found, layer]
-
-    def _face(self, node: Node, layer: Layer, name: str, rank: int) -> bool:
-        """What another input has at the places of a layer: the same labels, entries of a constant, or nothing.
-
-        False: its channels have to stay, so there is nothing to say of them from here on.
-        """
-        shape = (1,) * (rank - len(self.shape(name))) + self.shape(name)
-        axes = [axis for axis in layer.axes if shape[axis] > 1]
-        if not axes or any(are_one(layer, raised(own, rank)) for own in self._layers(name)):
-            return True
-        if layer.narrowed not in axes:  # along the blocks nothing is cut
-            return True
-        if name not in self.network.tensors and is_stretched(self.network, self.facts, name, layer.narrowed - rank):
-            self.layers[name] = [*self._layers(name), lowered(layer, len(self.shape(name)))]
-            return True
-        if name not in self.network.tensors:
-            self._pin(layer.array, f"{node.op} '{node.name}' combines them with '{name}', which is not narrowed")
-            return False
-        offset = rank - self.network.tensors[name].ndim
-        rows = rows_of(layer, shape, offset)
-        if rows is not None:
-            self._mark(node, "follows", self._align(name, layer.narrowed - offset, rows))
-            return True
-        for axis in axes:
-            line = self._settled(layer, off=set(layer.axes) - {axis}).line()
-            own = self._align(name, axis - offset, line)
-            self._mark(node, "follows", own)
-        return True

@@ -50,13 +50,6 @@ def layer_along(labels: np.ndarray, axis: int, rank: int) -> Layer:
     return Layer(labels.reshape(shape), (axis % rank,))
 
 
-def lowered(layer: Layer, rank: int) -> Layer:
-    """The layer in a value of lower rank that has all of its axes; the opposite of `raised`."""
-    less = layer.array.ndim - rank
-    narrows = None if layer.narrows is None else layer.narrows - less
-    return Layer(layer.array.reshape(layer.array.shape[less:]), tuple(axis - less for axis in layer.axes), narrows)
-
-
 def raised(layer: Layer, rank: int) -> Layer:
     """The layer in a value of higher rank, axes aligned at the end as in broadcasting."""
     more = rank - layer.array.ndim
@@ -67,8 +60,10 @@ def raised(layer: Layer, rank: int) -> Layer:
 
 
 def are_one(a: Layer, b: Layer) -> bool:
-    """Whether two layers at the same places are of the same channels: not where they have blocks alone in common."""
-    return bool(a.axes and b.axes) and (a.narrowed in b.axes or b.narrowed in a.axes)
+    """Whether two layers at the same places are of the same channels: not where one lies along the blocks of the other."""
+    if not a.axes or not b.axes:
+        return False
+    return a.narrowed == b.narrowed or (a.narrowed in b.axes and b.narrowed in a.axes)
 
 
 def lettered(layer: Layer, term: Term, count: int) -> Layer:

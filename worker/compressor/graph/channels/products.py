@@ -30,8 +30,10 @@ class Products(Labels):
     def walk(self) -> None:
         """Carry labels through all nodes. Nodes that compute shapes carry none."""
         for node in self.network.nodes:
+            stretches = self.stretched.get(node.outputs[0], ())
             of_constants = all(not name or self.is_weight(name) or name in self._fixed for name in node.inputs)
-            if all(name in self.facts.known or not name for name in node.outputs) and not self._has_channels(node):
+            known = all(name in self.facts.known or not name for name in node.outputs)
+            if known and not stretches and not self._has_channels(node):
                 self._calculate(node)
                 self._fixed.update(node.outputs if of_constants else ())
                 continue
@@ -42,6 +44,9 @@ class Products(Labels):
                 self.pin(node, f"{node.op} '{node.name}' has no channel rule")
             else:
                 rule(self, node)
+            for stretch in stretches:
+                made = Layer(self._made(node.outputs[0], stretch), *stretch)
+                self.layers[node.outputs[0]] = [*self._layers(node.outputs[0]), made]
             for output in filter(None, node.outputs):
                 self._drop_single(output)
             if node.outputs[0] in self._derived and self._adds(node):

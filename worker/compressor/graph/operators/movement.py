@@ -135,16 +135,16 @@ def _expand_known(node: Node, arrays: Sequence[np.ndarray]) -> np.ndarray:
 
 def _reshape_rewrite(view: CutView, node: Node) -> Rewrites:
     # -1 and 0 go on meaning the right thing
-    return _lengths(view, node, lambda size: size > 0)
+    return lengths(view, node, 1, lambda size: size > 0)
 
 
 def _expand_rewrite(view: CutView, node: Node) -> Rewrites:
-    return _lengths(view, node, lambda size: size > 1)
+    return lengths(view, node, 1, lambda size: size > 1)
 
 
-def _lengths(view: CutView, node: Node, is_length: Callable[[int], bool]) -> Rewrites:
+def lengths(view: CutView, node: Node, slot: int, is_length: Callable[[int], bool]) -> Rewrites:
     """The lengths that a cut has made wrong: their axis was cut, or they are computed from an axis that was."""
-    meant, target = view.numbers(node, 1), view.numbers_now(node, 1)
+    meant, target = view.numbers(node, slot), view.numbers_now(node, slot)
     if meant is None or target is None:
         return {}
     wanted = view.shape_wanted(node.outputs[0])[-len(meant) :] if meant else ()
@@ -152,7 +152,7 @@ def _lengths(view: CutView, node: Node, is_length: Callable[[int], bool]) -> Rew
         length if is_length(before) and now != length else None
         for before, now, length in zip(meant, target, wanted, strict=True)
     ]
-    return {} if all(number is None for number in numbers) else {1: numbers}
+    return {} if all(number is None for number in numbers) else {slot: numbers}
 
 
 register(

@@ -13,6 +13,7 @@ import torch
 
 from worker.compressor.graph.network import Node
 from worker.compressor.graph.operator import Call, Operator, register
+from worker.compressor.graph.operators.movement import lengths
 from worker.compressor.graph.proxies import as_real, as_whole, is_real
 from worker.compressor.graph.sizes import choose, known_as
 from worker.compressor.graph.walk import Walk
@@ -152,6 +153,7 @@ register(
         channels=_no_channels,
         known=_constant_of_shape_known,
         data=(),
+        rewrite=lambda view, node: lengths(view, node, 0, lambda size: size > 1),
     )
 )
 register(Operator(op="Size", versions=(1, 13, 19, 21, 23, 24, 25), run=_size, channels=_no_channels, known=_size_known))

@@ -43,22 +43,53 @@ class CosineAttention(nn.Module):
 
 
 class TwiceRead(nn.Module):
-    """A repeated norm that another reader needs as long as it was."""
+    """A repeated norm that divides two features."""
 
     shape = (6,)
 
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.head = nn.Linear(6, 8), nn.Linear(8, 3)
+        self.a, self.b, self.head, self.tail = nn.Linear(6, 8), nn.Linear(6, 8), nn.Linear(8, 3), nn.Linear(8, 3)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         a = self.a(x)
-        norm = a.norm(dim=-1, keepdim=True).expand_as(a)
-        return self.head(a / norm) + norm.softmax(-1)[:, :3]
+        norm = x.norm(dim=-1, keepdim=True).expand_as(a)
+        return self.head(a / norm) + self.tail(self.b(x) / norm)
+
+
+class Cell(nn.Module):
+    """A recurrent cell step by step, whose state begins as zeros: read by a product first."""
+
+    shape = (4, 5)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell, self.head = nn.GRUCell(5, 8), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        state = x.new_zeros(x.size(0), 8)
+        for step in range(4):
+            state = self.cell(x[:, step], state)
+        return self.head(state)
+
+
+class ZeroKeys(nn.Module):
+    """A learned key and one of zeros in front of the others, heads side by side in the batch."""
+
+    shape = (5, 8)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = nn.MultiheadAttention(8, 2, add_bias_kv=True, add_zero_attn=True, batch_first=True)
+        self.embed, self.out = nn.Linear(8, 8), nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.embed(x)
+        return self.out(self.heads(x, x, x, need_weights=False)[0])
 
 
 class TestRepeatedNorms:
-    @pytest.mark.parametrize(("kind", "layers"), [(Cosine, 2), (CosineAttention, 3)])
+    @pytest.mark.parametrize(("kind", "layers"), [(Cosine, 2), (CosineAttention, 3), (TwiceRead, 2)])
     def test_get_as_narrow_as_what_they_divide(self, kind, layers, tmp_path):
         network, path = nets.load(kind, tmp_path)
         analysis = analyse(network, network.sample_shapes)
@@ -69,6 +100,14 @@ class TestRepeatedNorms:
         error, control = compare(path, made.network, made.weights, nets.samples(network), tmp_path)
         assert error < 1e-5 and control > 1e-3
 
-    def test_with_another_reader_stay_as_they_are(self, tmp_path):
-        network, _ = nets.load(TwiceRead, tmp_path)
-        assert not analyse(network, network.sample_shapes).groups
+
+class TestZeros:
+    @pytest.mark.parametrize("kind", [Cell, ZeroKeys])
+    def test_get_as_narrow_as_what_they_meet(self, kind, tmp_path):
+        network, path = nets.load(kind, tmp_path)
+        analysis = analyse(network, network.sample_shapes)
+        assert all(group.exact for group in analysis.groups)
+        assert not any("not narrowed" in why for why in analysis.kept_because.values())
+        made = cut(network, analysis, nets.random_kept(analysis.groups, 0.5))
+        error, control = compare(path, made.network, made.weights, nets.samples(network), tmp_path)
+        assert error < 1e-5 and control > 1e-3

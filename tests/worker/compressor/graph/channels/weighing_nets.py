@@ -96,10 +96,19 @@ def experts(net: Builder, x: str) -> tuple[str, int]:
     return net.node("ReduceSum", y, net.constant([1]), keepdims=0), 10
 
 
+def routed(net: Builder, x: str) -> tuple[str, int]:
+    """Experts whose sum is weighted by what a small layer makes of the same value."""
+    gates = net.node("Softmax", net.linear(x, WIDTH, HEADS), axis=-1)
+    y = net.node("Relu", einsum(net, "btd,edf->btef", x, matrices(net, HEADS, WIDTH, 12)))
+    y = einsum(net, "btef,efd->bted", y, matrices(net, HEADS, 12, WIDTH))
+    y = net.node("Mul", y, net.node("Unsqueeze", gates, net.constant([3])))
+    return net.node("Add", x, net.node("ReduceSum", y, net.constant([2]), keepdims=0)), WIDTH
+
+
 def vector(net: Builder, x: str) -> tuple[str, int]:
     """A gate from the product with a vector."""
     gate = net.node("Sigmoid", net.node("MatMul", net.linear(x, WIDTH, 12), matrices(net, 12)))
     return net.node("Mul", x, net.node("Unsqueeze", gate, net.constant([2]))), WIDTH
 
 
-ALL = [attention, heads_last, heads_first, plain, stacked, experts, vector]
+ALL = [attention, heads_last, heads_first, plain, stacked, experts, routed, vector]
