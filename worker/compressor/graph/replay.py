@@ -188,6 +188,9 @@ class Replay(Products):
         # those that do have been joined, so that the analysis has them along fewer axes
         return all(other.axes != layer.axes for other in self.analysis.labels.get(name, []))
 
+    def _uncrossed(self, layers: list[Layer]) -> list[Layer]:
+        return [layer for layer in layers if layer.array.any()] or layers[:1]
+
     def _quota(self, blocks: np.ndarray) -> None:
         """Checked where the rows are matched."""
 

@@ -159,6 +159,18 @@ class Labelling(Products):
         row = layer.array[tuple(slice(None) if axis in inside else 0 for axis in range(layer.array.ndim))]
         return len(np.unique(row)) <= SHORT_BLOCK
 
+    def _uncrossed(self, layers: list[Layer]) -> list[Layer]:
+        classes = [np.array([self._find(label) for label in layer.line().tolist()]) for layer in layers]
+        best = max(range(len(layers)), key=lambda index: len(np.unique(classes[index])))
+        kept = [layers[best]]
+        for index, layer in enumerate(layers):
+            pairs = len(np.unique(np.stack([classes[best], classes[index]]), axis=1).T)
+            if pairs > len(np.unique(classes[best])):
+                self._meet(layer.array, np.zeros(1, np.int64))  # all of them stay
+            elif index != best:
+                kept.append(layer)
+        return kept
+
     def _quota(self, blocks: np.ndarray) -> None:
         self.evidence.quotas.append(blocks)
 

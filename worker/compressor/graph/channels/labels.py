@@ -81,6 +81,10 @@ class Labels(ABC):
         """Whether the few channels along `inside` stay or go together; `adds`: where zeros count for nothing, they do not."""
 
     @abstractmethod
+    def _uncrossed(self, layers: list[Layer]) -> list[Layer]:
+        """Those of a constant's layers along one axis that say the same: heads and positions in them would all be one."""
+
+    @abstractmethod
     def _quota(self, blocks: np.ndarray) -> None:
         """Each row of the array must lose the same number."""
 
@@ -334,6 +338,8 @@ class Labels(ABC):
         if not here:
             return None
         settled = [self._settled(layer, off=set(layer.axes) - {axis}) for layer in here]
+        if len(settled) > 1 and name in self._derived:
+            settled = self._uncrossed(settled)
         for other in settled[1:]:
             self._meet(settled[0].array, other.array)
         rest = [layer for layer in self._layers(name) if axis not in layer.axes]

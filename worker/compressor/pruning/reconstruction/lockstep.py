@@ -91,7 +91,7 @@ class _Lockstep:
     def _mend(self, node: Node, x: Tensor, target: Tensor) -> None:
         if not self._is_alone(node):
             return
-        if node.op == "BatchNormalization" and self._batchnorm and node.name not in self.repair.measured:
+        if self._batchnorm and self._has_statistics(node) and node.name not in self.repair.measured:
             self._measure(node, x)
         layer = linear_layer(node, self.student.network) if self._refit else None
         if layer is not None:
@@ -99,6 +99,11 @@ class _Lockstep:
             for name, array in fit(tail, x, self._aim(tail, target)).items():
                 self.student.set_weight(name, array)
             self.repair.refitted.append(node.name)
+
+    def _has_statistics(self, node: Node) -> bool:
+        """Whether it is a BatchNorm with a running mean and variance; some compute them from the data."""
+        tensors = self.student.network.tensors
+        return node.op == "BatchNormalization" and all(name in tensors for name in node.inputs[3:5])
 
     def _is_alone(self, node: Node) -> bool:
         """Whether no other node reads its weights."""
