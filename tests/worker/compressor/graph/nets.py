@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
+from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 from torch.nn import functional
 
@@ -321,6 +322,29 @@ def load(kind: type[nn.Module], folder: Path, **options: object) -> tuple[Networ
     """Build, export and import in one."""
     path = export(build(kind), folder / f"{kind.__name__}.onnx", **options)  # type: ignore[arg-type]
     return import_model(path, "onnx", None)[0], path
+
+
+def row_normalised() -> onnx.ModelProto:
+    """A layer normalisation as TensorFlow spells it: each row is a channel of a BatchNormalization."""
+    rng = np.random.default_rng(0)
+    nodes = [
+        helper.make_node("MatMul", ["x", "v"], ["g"]),
+        helper.make_node("Relu", ["g"], ["a"]),
+        helper.make_node("MatMul", ["a", "w"], ["h"]),
+        helper.make_node("Unsqueeze", ["h", "first"], ["r"]),
+        helper.make_node("ReduceMean", ["r"], ["mean"], axes=[0, 2], keepdims=0),
+        helper.make_node("Mul", ["r", "r"], ["square"]),
+        helper.make_node("ReduceMean", ["square"], ["variance"], axes=[0, 2], keepdims=0),
+        helper.make_node("Sub", ["mean", "mean"], ["zeros"]),
+        helper.make_node("Exp", ["zeros"], ["ones"]),
+        helper.make_node("BatchNormalization", ["r", "ones", "zeros", "mean", "variance"], ["y"]),
+    ]
+    port = lambda name, shape: helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)  # noqa: E731
+    shapes = {"v": (4, 8), "w": (8, 6)}
+    tensors = [numpy_helper.from_array(rng.standard_normal(s).astype(np.float32), name) for name, s in shapes.items()]
+    tensors.append(numpy_helper.from_array(np.array([0]), "first"))
+    graph = helper.make_graph(nodes, "g", [port("x", ["n", 4])], [port("y", [1, "n", 6])], tensors)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
 def samples(network: Network, count: int = 4, seed: int = 1) -> dict[str, np.ndarray]:

@@ -1,13 +1,19 @@
 """The refit against numpy's lstsq on the augmented system, and on a small network."""
 
 import numpy as np
+import onnx
 import pytest
 import torch
 import torch.nn.functional as F
 
+from tests.worker.compressor.graph import nets
+from worker.compressor.graph.channels.analysis import analyse
+from worker.compressor.graph.importers import import_model
 from worker.compressor.graph.network import Node
+from worker.compressor.graph.surgery import cut
 from worker.compressor.pruning.reconstruction.layers import Convolution, Product
 from worker.compressor.pruning.reconstruction.least_squares import Gram, solve_wide
+from worker.compressor.pruning.reconstruction.lockstep import reconstruct
 from worker.compressor.pruning.reconstruction.rectified import auxiliary
 
 RNG = np.random.default_rng(0)
@@ -130,3 +136,13 @@ def test_auxiliary_outputs_are_the_best_of_a_fine_grid(penalty):
 
     for z, y, p in zip(found, wanted, given, strict=True):
         assert cost(z, y, p) <= cost(grid, y, p).min() + 1e-6
+
+
+def test_statistics_that_are_computed_from_data_are_not_measured(tmp_path):
+    onnx.save(nets.row_normalised(), tmp_path / "m.onnx")
+    network, _ = import_model(tmp_path / "m.onnx", "onnx", None)
+    analysis = analyse(network, network.sample_shapes)
+    narrow = cut(network, analysis, {0: [0, 1, 4, 6]}).network
+    feeds = {"x": RNG.standard_normal((64, 4)).astype(np.float32)}
+    _, repair = reconstruct(network, narrow, feeds, refit=True, batchnorm=True)
+    assert repair.measured == [] and len(repair.refitted) == 1

@@ -2,7 +2,6 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from tests.worker.compressor.graph import nets
@@ -89,23 +88,8 @@ class TestToModule:
         assert np.allclose(network.tensors["bn1.running_mean"], hidden.mean((0, 2, 3)).numpy(), atol=1e-5)
 
     def test_statistics_that_are_computed_from_data_are_no_running_ones(self, tmp_path):
-        """A layer normalisation as TensorFlow spells it: each row is a channel of a BatchNormalization."""
-        nodes = [
-            helper.make_node("MatMul", ["x", "w"], ["h"]),
-            helper.make_node("Unsqueeze", ["h", "first"], ["r"]),
-            helper.make_node("ReduceMean", ["r"], ["mean"], axes=[0, 2], keepdims=0),
-            helper.make_node("Mul", ["r", "r"], ["square"]),
-            helper.make_node("ReduceMean", ["square"], ["variance"], axes=[0, 2], keepdims=0),
-            helper.make_node("Sub", ["mean", "mean"], ["zeros"]),
-            helper.make_node("Exp", ["zeros"], ["ones"]),
-            helper.make_node("BatchNormalization", ["r", "ones", "zeros", "mean", "variance"], ["y"]),
-        ]
-        w = np.random.default_rng(0).standard_normal((4, 6)).astype(np.float32)
-        port = lambda name, shape: helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)  # noqa: E731
-        tensors = [numpy_helper.from_array(w, "w"), numpy_helper.from_array(np.array([0]), "first")]
-        graph = helper.make_graph(nodes, "g", [port("x", ["n", 4])], [port("y", [1, "n", 6])], tensors)
         path = tmp_path / "m.onnx"
-        onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+        onnx.save(nets.row_normalised(), path)
         network, _ = import_model(path, "onnx", None)
         x = np.random.default_rng(1).standard_normal((5, 4)).astype(np.float32)
         module = to_module(network).train()
