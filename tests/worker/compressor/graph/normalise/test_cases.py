@@ -137,6 +137,20 @@ def test_case_10_sizes_that_are_cast_from_floats_are_followed(tmp_path):
     assert network.tensors["long"].tolist() == [-1, 4]
 
 
+def test_case_10_sizes_that_are_computed_from_floats_are_followed(tmp_path):
+    nodes = [
+        helper.make_node("Pow", ["sixteen", "half"], ["root"]),
+        helper.make_node("Cast", ["root"], ["long"], to=TensorProto.INT64),
+        helper.make_node("Unsqueeze", ["long", "front"], ["sizes"]),
+        helper.make_node("Concat", ["free", "sizes"], ["shape"], axis=0),
+        helper.make_node("MatMul", ["x", "w"], ["m"], name="mm"),
+        helper.make_node("Reshape", ["m", "shape"], ["y"]),
+    ]
+    constants = {"sixteen": np.array(16, np.float32), "half": np.array(0.5, np.float32), "w": array(4, 4)}
+    whole = {"front": np.array([0]), "free": np.array([-1])}
+    assert load(nodes, tmp_path, constants | whole).tensors["long"] == 4
+
+
 def test_case_10_casts_of_data_and_to_floats_stay(tmp_path):
     nodes = [
         helper.make_node("Cast", ["w"], ["wide"], to=TensorProto.FLOAT),
