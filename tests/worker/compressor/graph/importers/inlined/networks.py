@@ -365,3 +365,19 @@ class Scaled(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x * self.scale + self.offset
+
+
+@listed
+class Compared(nn.Module):
+    """Two views of a picture, one of them warped, and how alike they are."""
+
+    shape = IMAGE
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("grid", torch.rand(1, 8, 9, 2) * 2 - 1)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        warped = functional.grid_sample(x, self.grid.expand(x.shape[0], -1, -1, -1), align_corners=False)
+        a, b = warped, functional.interpolate(x, size=[8, 9])
+        return functional.cosine_similarity(a, b), functional.pairwise_distance(a.flatten(1), b.flatten(1)), warped

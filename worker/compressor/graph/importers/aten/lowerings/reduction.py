@@ -137,3 +137,20 @@ def sort(
 def order_of(to: Call, x: Tensor, stable: bool | None = None, dim: int = -1, descending: bool = False) -> ir.Value:
     """Where the elements are that would be in order."""
     return sort(to, x, stable, dim, descending)[1]
+
+
+@lowers("cosine_similarity")
+def cosine_similarity(to: Call, x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -> Value:
+    """The product of both, each divided by its norm."""
+    norms = [to.aten("clamp_min", to.aten("linalg_vector_norm", x, 2, [dim], True), eps) for x in (x1, x2)]
+    a, b = (to.aten("div.Tensor", x, norm) for x, norm in zip((x1, x2), norms, strict=True))
+    return to.aten("sum.dim_IntList", to.aten("mul.Tensor", a, b), [dim])
+
+
+@lowers("pairwise_distance")
+def pairwise_distance(
+    to: Call, x1: Tensor, x2: Tensor, p: float = 2.0, eps: float = 1e-6, keepdim: bool = False
+) -> Value:
+    """The norm of the difference along the last axis."""
+    difference = to.aten("add.Scalar", to.aten("sub.Tensor", x1, x2), eps)
+    return to.aten("linalg_vector_norm", difference, p, [-1], keepdim)

@@ -1,4 +1,4 @@
-"""Interpolation to another size."""
+"""Interpolation to another size, and at given coordinates."""
 
 from __future__ import annotations
 
@@ -59,3 +59,15 @@ def _resize(to: Call, x: Tensor, mode: str, sizes: Value, factors: Value, align_
     spatial: list[int | Free] = list(sizes)
     whole = to.build.ints([to.build.size(x, 0), to.build.size(x, 1), *spatial])
     return to.emit("Resize", x, None, None, whole, **attributes)
+
+
+@lowers("grid_sampler", "grid_sampler_2d", "grid_sampler_3d")
+def grid_sampler(
+    to: Call, input: Tensor, grid: Tensor, interpolation_mode: int, padding_mode: int, align_corners: bool
+) -> Value:
+    """`torch.nn.functional.grid_sample`; both modes are numbers there."""
+    if input.rank != 4:  # only newer operator sets have it
+        raise Unsupported("samples volumes at given coordinates")
+    mode = ("bilinear", "nearest", "bicubic")[interpolation_mode]
+    padding = ("zeros", "border", "reflection")[padding_mode]
+    return to.emit("GridSample", input, grid, mode=mode, padding_mode=padding, align_corners=int(align_corners))
