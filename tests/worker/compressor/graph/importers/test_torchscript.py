@@ -266,6 +266,27 @@ class TestContainers:
             load(FromPair().eval(), "script", tmp_path)
 
 
+class Spectral(nn.Module):
+    """A layer whose weight is divided by its largest singular value, estimated in every call."""
+
+    shape = (6,)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.utils.parametrizations.spectral_norm(nn.Linear(6, 8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.a(x))
+
+
+def test_spectral_normalisation_comes_in_with_its_parameters(tmp_path):
+    network, path = load(Spectral().eval(), "trace", tmp_path)
+    x = torch.randn(4, 6)
+    wanted = torch.jit.load(str(path))(x).detach().numpy()
+    assert nets.difference(wanted, next(iter(run(network, {network.inputs[0].name: x}).values()))) < 1e-6
+    assert "a.parametrizations.weight.original" in {origin.source for origin in network.origins.values()}
+
+
 class TestFilledStates:
     @pytest.mark.parametrize("start", [0.0, 0.5])
     def test_get_as_narrow_as_what_they_meet(self, start, tmp_path):

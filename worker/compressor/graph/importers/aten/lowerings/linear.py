@@ -18,12 +18,12 @@ def linear(to: Call, input: Tensor, weight: Tensor, bias: Tensor | None) -> ir.V
     return product if bias is None else to.emit("Add", product, bias)
 
 
-@lowers("matmul", "mm", "bmm", "mv", "dot")
+@lowers("matmul", "mm", "bmm", "mv", "dot", "vdot")
 def multiply(
     to: Call, x: Tensor, other: Tensor | None = None, mat2: Tensor | None = None, vec: Tensor | None = None,
     tensor: Tensor | None = None,
 ) -> ir.Value:  # fmt: skip
-    """A matrix product with broadcast batch axes."""
+    """A matrix product with broadcast batch axes; numbers are real, so that a conjugate is the number itself."""
     return to.emit("MatMul", x, next(t for t in (other, mat2, vec, tensor) if t is not None))
 
 
