@@ -51,9 +51,23 @@ class _Conditions:
     """What is known of a graph's values before it runs."""
 
     def __init__(self, model: ir.Model, signature: Signature) -> None:
-        self._shapes = _inferred(model, signature)
+        self._shapes: dict[str, tuple[int | ir.SymbolicDim, ...]] = {}
         self._nodes: dict[ir.Node, Node] = dict(zip(model.graph, Network(model, {}).nodes, strict=True))
         self._known: dict[ir.Value, np.ndarray | None] = {}
+        self._shapes = _inferred(model, signature, self._computed(model))
+        self._known = {}  # what was asked for before the shapes were there
+
+    def _computed(self, model: ir.Model) -> dict[str, np.ndarray]:
+        """What nodes compute from constants alone: shape inference looks into few operators (how much a Pad adds, say)."""
+        found = {}
+        for value in (value for node in model.graph for value in node.outputs):
+            try:
+                array = self._number(value)
+            except (TypeError, ValueError, LookupError, RecursionError):  # whoever runs it will tell
+                continue
+            if array is not None and value.name:
+                found[value.name] = array
+        return found
 
     def of(self, node: ir.Node) -> bool | None:
         """The condition of an If; None where it is not the same for every input."""
@@ -80,7 +94,8 @@ class _Conditions:
             return None
         node = self._nodes[maker]
         if node.op in _SIZES:
-            return self._sizes(node)
+            whole = None if maker.inputs[0] is None else ir.convenience.get_const_tensor(maker.inputs[0])
+            return self._sizes(node, self._shapes.get(node.inputs[0]) if whole is None else whole.numpy().shape)
         given = [self._number(source) for source in maker.inputs if source is not None]
         arrays = [array for array in given if array is not None]
         operator = OPERATORS.get(node.key) if node.key in OPERATORS else None
@@ -89,8 +104,7 @@ class _Conditions:
         result: Any = operator.known(node, arrays)
         return np.asarray(result[value.index() or 0] if isinstance(result, tuple) else result)
 
-    def _sizes(self, node: Node) -> np.ndarray | None:
-        shape = self._shapes.get(node.inputs[0])
+    def _sizes(self, node: Node, shape: Sequence[int | ir.SymbolicDim] | None) -> np.ndarray | None:
         if shape is None:
             return None
         sizes = [size if isinstance(size, int) else Free() for size in shape]
@@ -120,9 +134,18 @@ def _are_free(sizes: list[Any]) -> Iterator[bool]:
     return (isinstance(size, Free) for size in sizes)
 
 
-def _inferred(model: ir.Model, signature: Signature) -> dict[str, tuple[int | ir.SymbolicDim, ...]]:
+def _inferred(
+    model: ir.Model, signature: Signature, computed: Mapping[str, np.ndarray]
+) -> dict[str, tuple[int | ir.SymbolicDim, ...]]:
     """Shapes that follow from those of the inputs; what the file says about its other values is not relied on."""
     copy = model.clone()
+    for value in [
+        value for node in list(copy.graph) for value in node.outputs if value.name in computed and value.uses()
+    ]:
+        array = computed[value.name or ""]
+        made = ir.node("Constant", [], {"value": ir.tensor(array)})
+        copy.graph.insert_before(copy.graph.node(0), made)
+        ir.convenience.replace_all_uses_with(value, made.outputs[0])
     for node in copy.graph.all_nodes():
         for value in node.outputs:
             value.shape = None

@@ -173,6 +173,24 @@ class TestConditionOnSizes:
         assert network.inputs[0].shape == ("n", 2, "t")
         assert difference(reference(made, {"x": x})[0], run(network, {"x": x})["y"]) < 2e-6
 
+    def test_also_behind_a_padding_that_is_computed_from_constants(self, tmp_path):
+        """What torch writes for `pad`: the amounts turned round, filled up with zeros."""
+        nodes, tensors = squeezing(1)
+        padding = [
+            node("Concat", ["amounts", "zeros"], ["all"], axis=0),
+            node("Reshape", ["all", "pairs"], ["turned"]),
+            node("Transpose", ["turned"], ["columns"], perm=[1, 0]),
+            node("Reshape", ["columns", "flat"], ["pads"]),
+            node("Pad", ["x", "pads"], ["wide"]),
+        ]
+        made = model(
+            [*padding, node("Conv", ["wide", "w"], ["h"], kernel_shape=[4]), *nodes, node("Relu", ["z"], ["y"])],
+            shape=("n", 2, 8), out=("n", 7), w=array(1, 2, 4), amounts=np.array([0, 0, 0]), zeros=np.array([0, 1, 1]),
+            pairs=np.array([3, 2]), flat=np.array([-1]), **tensors,
+        )  # fmt: skip
+        network = load(made, tmp_path, array(3, 2, 8))
+        assert "Squeeze" in {node.op for node in network.nodes}
+
     def test_a_size_that_the_file_claims_of_an_inner_value_does_not_decide(self, tmp_path):
         nodes, tensors = squeezing(0)
         made = model([node("Relu", ["x"], ["h"]), *nodes, node("Relu", ["z"], ["y"])], **tensors)
