@@ -175,18 +175,23 @@ class TestConditionOnSizes:
 
     def test_also_behind_a_padding_that_is_computed_from_constants(self, tmp_path):
         """What torch writes for `pad`: the amounts turned round, filled up with zeros."""
-        nodes, tensors = squeezing(1)
+        nodes, tensors = squeezing(2)
         padding = [
+            node("Shape", ["amounts"], ["given"]),
+            node("Sub", ["six", "given"], ["left"]),
+            node("ConstantOfShape", ["left"], ["zeros"], value=numpy_helper.from_array(np.array([0]))),
             node("Concat", ["amounts", "zeros"], ["all"], axis=0),
-            node("Reshape", ["all", "pairs"], ["turned"]),
+            node("Reshape", ["all", "pairs"], ["paired"]),
+            node("Slice", ["paired", "minus", "least", "first", "minus"], ["turned"]),
             node("Transpose", ["turned"], ["columns"], perm=[1, 0]),
-            node("Reshape", ["columns", "flat"], ["pads"]),
+            node("Reshape", ["columns", "minus"], ["flat"]),
+            node("Cast", ["flat"], ["pads"], to=TensorProto.INT64),
             node("Pad", ["x", "pads"], ["wide"]),
         ]
         made = model(
-            [*padding, node("Conv", ["wide", "w"], ["h"], kernel_shape=[4]), *nodes, node("Relu", ["z"], ["y"])],
-            shape=("n", 2, 8), out=("n", 7), w=array(1, 2, 4), amounts=np.array([0, 0, 0]), zeros=np.array([0, 1, 1]),
-            pairs=np.array([3, 2]), flat=np.array([-1]), **tensors,
+            [*padding, node("Conv", ["wide", "w"], ["h"], kernel_shape=[10]), *nodes, node("Relu", ["z"], ["y"])],
+            shape=("n", 2, 8), out=("n", 5), w=array(5, 2, 10), amounts=np.array([1, 1]), six=np.array([6]),
+            pairs=np.array([-1, 2]), minus=np.array([-1]), least=np.array([-(1 << 62)]), first=np.array([0]), **tensors,
         )  # fmt: skip
         network = load(made, tmp_path, array(3, 2, 8))
         assert "Squeeze" in {node.op for node in network.nodes}
