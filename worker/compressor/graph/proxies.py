@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import fx
 
-_FOLLOWING = {operator.add, operator.sub, operator.mul, operator.neg, max, min}
+_FOLLOWING = {operator.add, operator.sub, operator.mul, operator.neg, operator.pow, max, min}
 
 
 def record(function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:

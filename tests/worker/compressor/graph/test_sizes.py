@@ -74,6 +74,10 @@ CASES = {
             "flat": np.array([-1]),
         },
     ),
+    "Pow to a whole number": (
+        [("Cast", ["v"], {"to": 1}), ("Pow", ["s0", "half"], {}), ("Cast", ["s1"], {"to": 7})],
+        {"half": np.array(0.5, np.float32)},
+    ),
     "ReduceProd": ([("ReduceProd", ["v"], {})], {}),
     "ReduceMax": ([("ReduceMax", ["v"], {})], {}),
     "ReduceSum": ([("ReduceSum", ["v"], {"keepdims": 1})], {}),
