@@ -38,7 +38,8 @@ test: $(STAMP) ## Check style, types and imports, and run the tests
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 tests/worker/compressor
+	$(BIN)/python -m pytest --ignore tests/worker/compressor
 
 .PHONY: faults
 faults: $(STAMP) ## Kill every process of the service ten times each in mid job
