@@ -165,11 +165,13 @@ class Replay(Products):
     def settle(self, disorder: _Disorder) -> dict[bytes, np.ndarray]:
         """By their line of classes the makers that can take the order of what they met, and that order; none: empty."""
         one, other = disorder.lines
+        if not np.array_equal(np.sort(one), np.sort(other)):
+            return {}
         for name, axis in self.takes:
             classes = self._home(name, axis)
-            left = classes[~self._removed[classes]] if classes.ndim == 1 else None
-            if left is None or classes.tobytes() in self._orders or not np.array_equal(np.sort(one), np.sort(other)):
+            if classes.ndim > 1 or classes.tobytes() in self._orders:
                 continue
+            left = classes[~self._removed[classes]]
             for mine, wanted in ((one, other), (other, one)):
                 if np.array_equal(mine, left):
                     return {classes.tobytes(): wanted}
