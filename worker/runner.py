@@ -41,7 +41,7 @@ from worker.supervisor import Ending, Limits, memory_limit, supervise
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
-_SECONDS_TO_WRITE_THE_END = 300.0
+_SECONDS_WITHOUT_DATABASE = 300.0
 _ACCELERATOR_START_SECONDS = 43_200.0
 _ADDRESS_SPACE_SLACK = 4 << 30
 
@@ -146,8 +146,7 @@ class Attempt:
         return stored_error("internal_error", detail, error_class="internal", hint="tell us the id")
 
     def _prepare(self) -> Task:
-        with self._node.writes.begin() as session:
-            task = read_task(session, self._claim)
+        task = self._transact(lambda session: read_task(session, self._claim))
         self._folder.make()
         fill_folder(self._folder, task, self._node.settings, self._node.storage)
         return task
@@ -273,25 +272,25 @@ class Attempt:
 
     def _end(self, end: End) -> bool:
         """Write the end; a cancel that came before it wins."""
-        if self._write(lambda session: finish(session, self._claim, end)):
+        if self._transact(lambda session: finish(session, self._claim, end)):
             _log.info("%s: %s", self._claim.item_id, end.status)
             return True
         cancelled = self._cancelled(end.exit_code)
-        if self._claim.is_job and self._write(lambda session: finish(session, self._claim, cancelled)):
+        if self._claim.is_job and self._transact(lambda session: finish(session, self._claim, cancelled)):
             return True
         raise _NotOurs
 
     def _release(self, outcome: str, exit_code: int | None = None) -> bool:
         """Give the row back; whether it ended all the same (cancelled, or lost too often)."""
-        status = self._write(lambda session: release(session, self._claim, outcome, exit_code))
+        status = self._transact(lambda session: release(session, self._claim, outcome, exit_code))
         _log.warning("attempt %d of %s: %s; now %s", self._claim.attempt, self._claim.item_id, outcome, status)
         if status == "queued":
             self._node.send(self._claim.item_id)
         return status not in (None, "queued")
 
-    def _write(self, function: Callable[[Session], T]) -> T:
+    def _transact(self, function: Callable[[Session], T]) -> T:
         """One transaction, tried again while the database is away: the fence makes that safe."""
-        end = time.monotonic() + _SECONDS_TO_WRITE_THE_END
+        end = time.monotonic() + _SECONDS_WITHOUT_DATABASE
         while True:
             try:
                 with self._node.writes.begin() as session:
@@ -299,7 +298,7 @@ class Attempt:
             except Exception as error:
                 if not is_unavailable(error) or time.monotonic() > end:
                     raise
-                _log.warning("the end of %s waits for the database", self._claim.item_id)
+                _log.warning("attempt %d of %s waits for the database", self._claim.attempt, self._claim.item_id)
                 time.sleep(1)
 
     def _wake_waiting_jobs(self) -> None:

@@ -11,10 +11,12 @@ import time
 from pathlib import Path
 
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from app.tables import DatasetRow
 from worker.children import CAN_FORK, clean_environment
 from worker.launchers import LauncherKeeper
+from worker.preparation import read_task
 from worker.runner import run_item
 
 
@@ -56,6 +58,20 @@ class TestRunItem:
         run_item(node, job_id)
         after = world.row(job_id)
         assert (after.attempt, after.last_event) == (before.attempt, before.last_event)
+
+    def test_database_away_right_after_the_claim_costs_no_attempt(self, node, world, monkeypatch):
+        failures = iter([OperationalError("SELECT", {}, Exception("the server closed the connection"))] * 2)
+
+        def read_task_later(session, taken):
+            if failure := next(failures, None):
+                raise failure
+            return read_task(session, taken)
+
+        monkeypatch.setattr("worker.runner.read_task", read_task_later)
+        job_id = world.job("plain")
+        run_item(node, job_id)
+        assert (world.row(job_id).status, world.row(job_id).attempt) == ("succeeded", 1)
+        assert next(failures, None) is None
 
     def test_crash_fails_the_job_once(self, node, world, starting):
         job_id = world.job("crash=SIGSEGV")
