@@ -1,8 +1,9 @@
 """What the inspection of an upload costs: `python benchmarks/inspection.py [--only NAME] [FILE ...]`.
 
-For each network in each format that comes in (or for ONNX files of your own), in a fresh process with one thread for
-torch: seconds by the clock and by the processor from the bytes to the facts and the re-emitted graph, with torch already
-loaded; and the peak of resident memory over what the process held before, in bytes and over those of the weights.
+For each network in each format that comes in (or for ONNX files of your own), in a fresh process like those of the
+service, with one thread for torch: seconds by the clock and by the processor from the bytes to the facts and the re-emitted
+graph, with torch already loaded; and the peak of resident memory over what the process held before, in bytes and over
+those of the weights.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.architectures import BertTiny, MobileNetV2, ResNet50, write_onnx
+from worker.children import RETURN_MEMORY
 
 #: name: (network, sample of a batch)
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[int], tuple[Tensor, ...]]]] = {
@@ -92,7 +94,7 @@ def inspect(path: Path, format: str, signature: list[dict[str, Any]] | None) -> 
 
 def in_a_fresh_process(path: Path, format: str, signature: list[dict[str, Any]] | None) -> None:
     command = [sys.executable, __file__, "--child", format, json.dumps(signature), str(path)]
-    subprocess.run(command, check=True, env=os.environ | {"OMP_WAIT_POLICY": "PASSIVE"})
+    subprocess.run(command, check=True, env=os.environ | RETURN_MEMORY | {"OMP_WAIT_POLICY": "PASSIVE"})
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from app.db.engine import is_unavailable
 from app.errors import AppError, InsufficientStorage, stored_error
 from app.tables import ModelRow
 from worker.child import Assignment
-from worker.children import Child, ExecChild, clean_environment
+from worker.children import RETURN_MEMORY, Child, ExecChild, clean_environment
 from worker.ending import End, Kept, finish, jobs_waiting_for, release
 from worker.folder import WorkFolder, make_inner
 from worker.lease import Claim, Lease, claim
@@ -188,6 +188,8 @@ class Attempt:
 
     def _execute(self, assignment: Assignment) -> Child:
         environment = clean_environment(os.environ, assignment.threads, assignment.work_dir)
+        if assignment.address_space:
+            environment |= RETURN_MEMORY
         return ExecChild.start(assignment, self._node.entry, environment)
 
     def _device_locks(self) -> tuple[str, ...]:

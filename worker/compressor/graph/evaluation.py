@@ -227,8 +227,8 @@ def run(network: Network, feeds: Mapping[str, np.ndarray | torch.Tensor]) -> dic
     given = {k: v if isinstance(v, torch.Tensor) else as_tensor(v) for k, v in feeds.items()}
     stepper = Stepper(network, given)
     with torch.no_grad():
-        for _ in stepper:
-            pass
+        while stepper.peek():
+            stepper.step()  # not by iteration, which holds the tensors of a node while the next one is evaluated
         return {port.name: _result(stepper.value(port.name)) for port in network.outputs}
 
 
