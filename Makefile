@@ -39,7 +39,7 @@ test: $(STAMP) ## Check style, types and imports, and run the tests
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -n 2 tests/worker/compressor
-	$(BIN)/python -m pytest --ignore tests/worker/compressor
+	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/worker/compressor
 
 .PHONY: faults
 faults: $(STAMP) ## Kill every process of the service ten times each in mid job

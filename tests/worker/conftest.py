@@ -20,7 +20,9 @@ from worker.lease import table_of
 from worker.node import Node
 
 POSTGRES = os.environ.get("FEATHERWEIGHT_TEST_POSTGRES", "postgresql://postgres@127.0.0.1:5432/postgres")
-REDIS = os.environ.get("FEATHERWEIGHT_TEST_REDIS", "redis://127.0.0.1:6379/11")
+# Tests that run at the same time (xdist's gw0, gw1, …) would take each other's messages.
+_DATABASE = 11 + int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+REDIS = os.environ.get("FEATHERWEIGHT_TEST_REDIS", f"redis://127.0.0.1:6379/{_DATABASE}")
 ENTRY = "tests.worker.tiny_engine:run"
 PORTS = [{"name": "x", "dtype": "float32", "shape": ["batch", 4]}]
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import onnx
 
+from tests.worker.compressor.graph.random_blocks import BLOCKS
 from tests.worker.compressor.graph.random_builder import WIDTHS, Builder, Shape, Step
 
 
@@ -295,6 +296,7 @@ BUILDERS: dict[str, Callable[[Builder, Step], None]] = {
     "pool": _pool, "global_pool": _global_pool, "flatten": _flatten,
     "dense": _dense, "to_sequence": _to_sequence, "to_picture": _to_picture, "attention": _attention,
     "layernorm": _layernorm, "mean": _mean, "mix_positions": _mix_positions,
+    **BLOCKS,
 }  # fmt: skip
 _LIKELY = ("conv", "conv", "conv", "add", "concat", "split", "dense", "activation", "attention")
 
