@@ -182,6 +182,10 @@ class CutView(Protocol):
         """Where the chosen positions of an axis lie after the cut, those that are gone left out."""
         ...
 
+    def goes_by_blocks(self, name: str, blocks: int) -> bool:
+        """Whether the channels along axis 1 stay or go by such blocks, each as a whole."""
+        ...
+
 
 #: Input slot or attribute name → new numbers. A None keeps the number that the network computes there.
 #: An array gives an input another shape. A float is the value of an attribute.

@@ -190,6 +190,11 @@ class Replay(Products):
         # those that do have been joined, so that the analysis has them along fewer axes
         return all(other.axes != layer.axes for other in self.analysis.labels.get(name, []))
 
+    def goes_by_blocks(self, name: str, blocks: int) -> bool:
+        """See `Labels`."""
+        rows = self._line(self.analysis.labels.get(name, []), name, 1).reshape(blocks, -1)
+        return bool((rows == rows[:, :1]).all())
+
     def _uncrossed(self, layers: list[Layer]) -> list[Layer]:
         return [layer for layer in layers if layer.array.any()] or layers[:1]
 

@@ -12,8 +12,10 @@ from typing import Protocol
 
 from worker.compressor.graph.network import Node
 
-#: Blocks (of a group normalisation) up to this size go as a whole, which is exact; longer ones get narrower.
+#: Blocks (of a group normalisation) up to this size go as a whole, which is exact; longer ones get narrower, and so do
+#: short ones where fewer than these could go: heads of attention, which all stay, or a few groups.
 SHORT_BLOCK = 16
+FEWEST_BLOCKS = 4
 #: An input slot and an axis of the tensor in it.
 Place = tuple[int, int]
 

@@ -41,16 +41,23 @@ def analyse(network: Network, feeds_shape: Mapping[str, tuple[int, ...]]) -> Ana
 
 
 def _walked(network: Network, facts: Facts) -> Labelling:
-    """A finished walk in which every value that repeats one element has channels where it meets some."""
+    """A finished walk in which every value that repeats one element has channels where it meets some.
+
+    Blocks of a normalisation that cannot go as a whole get narrower in it, if only inexactly.
+    """
     given: dict[tuple[str, int], Stretch] = {}
+    narrowed: set[str] = set()
     while True:
         names = {name for name, _ in given}
         stretched = {name: tuple(given[key] for key in given if key[0] == name) for name in names}
-        labelling = Labelling(network, facts, stretched)
+        labelling = Labelling(network, facts, stretched, narrowed)
         labelling.walk()
-        if labelling.wanted.keys() <= given.keys():
+        if not labelling.wanted.keys() <= given.keys():
+            given = labelling.wanted | given
+        elif stuck := labelling.stuck():
+            narrowed |= stuck
+        else:
             return labelling
-        given = labelling.wanted | given
 
 
 def _failing(network: Network, analysis: Analysis) -> list[Group]:

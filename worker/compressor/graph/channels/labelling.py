@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +18,7 @@ from worker.compressor.graph.channels.stretching import Stretch, Stretches, is_z
 from worker.compressor.graph.channels.zeros import keeps_zero
 from worker.compressor.graph.evaluation import Facts
 from worker.compressor.graph.network import Network, Node
-from worker.compressor.graph.walk import SHORT_BLOCK
+from worker.compressor.graph.walk import FEWEST_BLOCKS, SHORT_BLOCK
 
 
 @dataclass(frozen=True)
@@ -45,11 +46,15 @@ class Evidence:
 
 
 class Labelling(Products):
-    """The walk that joins labels by union-find."""
+    """The walk that joins labels by union-find.
 
-    def __init__(self, network: Network, facts: Facts, stretched: Stretches) -> None:
+    `narrowed` names values whose blocks get narrower even where they are short enough to go as a whole.
+    """
+
+    def __init__(self, network: Network, facts: Facts, stretched: Stretches, narrowed: AbstractSet[str]) -> None:
         super().__init__(network, facts)
-        self.stretched = stretched
+        self.stretched, self._narrowed = stretched, narrowed
+        self._whole: dict[str, np.ndarray] = {}  # labels of values whose blocks go as a whole
         self.wanted: dict[
             tuple[str, int], Stretch
         ] = {}  # what met channels in this walk, and is to be given some in the next
@@ -157,7 +162,24 @@ class Labelling(Products):
         if adds and name in self._zero:
             return False
         row = layer.array[tuple(slice(None) if axis in inside else 0 for axis in range(layer.array.ndim))]
-        return len(np.unique(row)) <= SHORT_BLOCK
+        return len(np.unique(row)) <= SHORT_BLOCK and self._go_whole(name, layer.array)
+
+    def goes_by_blocks(self, name: str, blocks: int) -> bool:
+        """See `Labels`."""
+        labels = self._along(name, 1)
+        return labels is not None and len(labels) // blocks <= SHORT_BLOCK and self._go_whole(name, labels)
+
+    def _go_whole(self, name: str, labels: np.ndarray) -> bool:
+        if name not in self._narrowed:
+            self._whole[name] = labels
+        return name in self._whole
+
+    def stuck(self) -> set[str]:
+        """Values whose blocks were to go as a whole, of which too few can."""
+        classes = self.classes()
+        pinned = np.concatenate([np.zeros(1, np.int64), *(labels for labels, _ in self.evidence.pins)])
+        free = {name: np.setdiff1d(classes[labels], classes[pinned]) for name, labels in self._whole.items()}
+        return {name for name, blocks in free.items() if len(blocks) < FEWEST_BLOCKS}
 
     def _uncrossed(self, layers: list[Layer]) -> list[Layer]:
         classes = [np.array([self._find(label) for label in layer.line().tolist()]) for layer in layers]

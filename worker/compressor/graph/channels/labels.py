@@ -81,6 +81,10 @@ class Labels(ABC):
         """Whether the few channels along `inside` stay or go together; `adds`: where zeros count for nothing, they do not."""
 
     @abstractmethod
+    def goes_by_blocks(self, name: str, blocks: int) -> bool:
+        """Whether the channels along axis 1 stay or go by such blocks, each as a whole."""
+
+    @abstractmethod
     def _uncrossed(self, layers: list[Layer]) -> list[Layer]:
         """Those of a constant's layers along one axis that say the same: heads and positions in them would all be one."""
 

@@ -17,7 +17,7 @@ from worker.compressor.graph.channels.weighing import weigh
 from worker.compressor.graph.counts import is_float
 from worker.compressor.graph.network import Node
 from worker.compressor.graph.operator import operator_of
-from worker.compressor.graph.walk import SHORT_BLOCK, Place
+from worker.compressor.graph.walk import Place
 
 #: Their output along an axis is not zero because one of the operands is.
 _ADDING = {"Add", "Sub", "Sum", "Mean", "Max", "Min", "Where"}
@@ -160,7 +160,7 @@ class Products(Labels):
         self.layers[output] = list(self._layers(source))
         if labels is None:
             return
-        if size <= SHORT_BLOCK:
+        if self.goes_by_blocks(source, blocks):
             rows = labels.reshape(-1, size)
             self._meet(rows, rows[:, :1])
         else:

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from worker.compressor.graph.network import Node
 from worker.compressor.graph.operator import Call, CutView, Operator, Rewrites, register
-from worker.compressor.graph.walk import SHORT_BLOCK, Walk
+from worker.compressor.graph.walk import Walk
 
 _EPSILON = 1e-5
 _STASH = {1: torch.float32, 10: torch.float16, 11: torch.float64, 16: torch.bfloat16}
@@ -86,10 +86,14 @@ def _group_norm_channels(walk: Walk, node: Node) -> None:
 
 
 def _group_norm_rewrite(view: CutView, node: Node) -> Rewrites:
-    """Short groups go as a whole; of long ones each gets narrower."""
+    """Groups go as a whole, or each gets narrower."""
     before, groups = view.shape(node.inputs[0])[1], node.attributes["num_groups"]
     now = view.shape_now(node.inputs[0])[1]
-    return {"num_groups": [now * groups // before]} if before // groups <= SHORT_BLOCK and now != before else {}
+    return (
+        {"num_groups": [now * groups // before]}
+        if now != before and view.goes_by_blocks(node.inputs[0], groups)
+        else {}
+    )
 
 
 register(

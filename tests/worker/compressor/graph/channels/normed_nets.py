@@ -6,6 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from tests.worker.compressor.graph.channels import attention_nets
+
 
 class Groups(nn.Module):
     """GroupNorm in short blocks, as exporters write it: reshaped, InstanceNormalization, reshaped back, scaled."""
@@ -35,6 +37,12 @@ class LongGroups(Groups):
     blocks, width = 2, 40
 
 
+class FewGroups(Groups):
+    """Short blocks, but too few of them to leave a tenth."""
+
+    blocks, width = 2, 24
+
+
 class Instances(Groups):
     """InstanceNorm with scales of its own: each channel by itself, which is exact."""
 
@@ -61,4 +69,28 @@ class Layers(nn.Module):
         return self.head(self.last(x).mean(1))
 
 
-ALL = [Groups, LongGroups, Instances, Layers]
+class NormedHeads(attention_nets.Heads):
+    """Queries and keys normalised in each head (Dehghani et al. 2023, arXiv 2302.05442), short ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.nq, self.nk = nn.LayerNorm(self.inner), nn.LayerNorm(self.inner)
+        nn.init.normal_(self.nq.weight, 1, 0.3)
+
+    def attend(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = (self.split(layer(x), self.num_heads) for layer in (self.q, self.k, self.v))
+        return functional.scaled_dot_product_attention(self.nq(q), self.nk(k), v)
+
+
+class RootMeanHeads(NormedHeads):
+    """The same by the root mean square, written out, as decoders have it."""
+
+    def attend(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = (self.split(layer(x), self.num_heads) for layer in (self.q, self.k, self.v))
+        q, k = (
+            t * torch.rsqrt(t.pow(2).mean(-1, keepdim=True) + 1e-6) * n.weight for t, n in ((q, self.nq), (k, self.nk))
+        )
+        return torch.softmax(q @ k.transpose(-2, -1), -1) @ v
+
+
+ALL = [Groups, LongGroups, Instances, Layers, FewGroups, NormedHeads, RootMeanHeads]

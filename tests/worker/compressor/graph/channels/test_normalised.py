@@ -35,14 +35,22 @@ class TestCut:
         assert result.exact == all(group.exact for group in analysis.groups)
 
     def test_short_blocks_are_units_and_long_ones_get_narrower(self, tmp_path):
-        short, long, single, layer = (
+        short, long, single, layer, few = (
             {g.num_units: g for g in analyse(network, network.sample_shapes).groups}
-            for network in (nets.load(kind, tmp_path)[0] for kind in normed_nets.ALL)
+            for network in (nets.load(kind, tmp_path)[0] for kind in normed_nets.ALL[:5])
         )
         assert short[4].exact and len(short[4].partition.sizes) == 1
         assert not long[40].exact and long[40].partition.sizes.tolist() == [20, 20]
         assert single[24].exact and len(single[24].partition.sizes) == 1
         assert not layer[16].exact and "LayerNormalization" in layer[16].inexact_because and layer[24].exact
+        assert not few[24].exact and few[24].partition.sizes.tolist() == [12, 12]
+
+    @pytest.mark.parametrize("kind", [normed_nets.NormedHeads, normed_nets.RootMeanHeads])
+    def test_heads_that_all_have_to_stay_get_narrower(self, kind, tmp_path):
+        network, _ = nets.load(kind, tmp_path)
+        groups = {layer: group for group in analyse(network, network.sample_shapes).groups for layer in group.layers}
+        assert groups["/q/MatMul"] is groups["/k/MatMul"] and groups["/v/MatMul"].exact
+        assert not groups["/q/MatMul"].exact and groups["/q/MatMul"].num_units == 8  # all heads share one scale
 
 
 def one_node(op, opset, inputs, constants, folder, **attributes):
@@ -73,6 +81,7 @@ def one_node(op, opset, inputs, constants, folder, **attributes):
 CASES = [
     ("GroupNormalization", 21, (32, 4), {"s": (32,), "t": (32,)}, {"num_groups": 4}),
     ("GroupNormalization", 21, (40, 4), {"s": (40,), "t": (40,)}, {"num_groups": 2}),
+    ("GroupNormalization", 21, (12, 4), {"s": (12,), "t": (12,)}, {"num_groups": 1}),
     ("InstanceNormalization", 7, (12, 4), {"s": (12,), "t": (12,)}, {"epsilon": 1e-3}),
     ("LayerNormalization", 17, (12, 4), {"s": (12, 4, 4), "t": (12, 4, 4)}, {"axis": 1}),
     ("LayerNormalization", 17, (12, 4), {"s": (4,)}, {"axis": -1}),
