@@ -72,10 +72,8 @@ def face(walk: Labels, node: Node, layer: Layer, name: str, rank: int) -> bool:
     if rows is not None:
         walk._mark(node, "follows", walk._align(name, layer.narrowed - offset, rows))
         return True
-    for axis in axes:
-        line = walk._settled(layer, off=set(layer.axes) - {axis}).line()
-        own = walk._align(name, axis - offset, line)
-        walk._mark(node, "follows", own)
+    line = walk._settled(layer, off=set(layer.axes) - {layer.narrowed}).line()
+    walk._mark(node, "follows", walk._align(name, layer.narrowed - offset, line))
     return True
 
 

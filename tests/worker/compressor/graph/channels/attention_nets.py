@@ -96,6 +96,18 @@ class Tempered(Heads):
         return torch.softmax((q * self.temperature) @ k.transpose(-2, -1), -1) @ v
 
 
+class Shifted(Heads):
+    """Biases of queries and values that lie in heads, not in the projection (DeBERTa, arXiv 2006.03654)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.on_q, self.on_v = (nn.Parameter(torch.randn(1, self.num_heads, 1, self.inner)) for _ in range(2))
+
+    def attend(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = (self.split(layer(x), self.num_heads) for layer in (self.q, self.k, self.v))
+        return functional.scaled_dot_product_attention(q + self.on_q, k, v + self.on_v)
+
+
 class Fused(Heads):
     """One projection for queries, keys and values, reshaped to [3, heads, inner] and unbound."""
 
@@ -188,5 +200,5 @@ class Normed(Heads):
         return super().attend(self.norm(x))
 
 
-EXACT = [Heads, SharedKeys, OneKey, Rotary, Tempered, Fused, Chunked, Biased, ClassToken]
+EXACT = [Heads, SharedKeys, OneKey, Rotary, Tempered, Shifted, Fused, Chunked, Biased, ClassToken]
 ALL = [*EXACT, Positive, Crossed, Normed]

@@ -63,6 +63,10 @@ class TestAttention:
         inner = groups_of(attention_nets.Tempered, tmp_path)["/q/MatMul", "/k/MatMul"]
         assert inner.partition.sizes.tolist() == [8] * 4 and inner.exact
 
+    def test_a_bias_that_lies_in_heads_leaves_their_places_independent(self, tmp_path):
+        groups = groups_of(attention_nets.Shifted, tmp_path)
+        assert groups["/q/MatMul", "/k/MatMul"].num_units == groups["/v/MatMul",].num_units == 8
+
     def test_a_softmax_over_channels_is_inexact_and_within_heads(self, tmp_path):
         groups = groups_of(attention_nets.Crossed, tmp_path)
         keys = groups["/k/MatMul", "/v/MatMul"]
