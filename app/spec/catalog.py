@@ -25,3 +25,8 @@ def load_catalog() -> dict[str, list[dict[str, Any]]]:
 def known_names(kind: str) -> tuple[str, ...]:
     """The names of one kind, in the catalog's order."""
     return tuple(entry["name"] for entry in load_catalog()[kind])
+
+
+def needs_of(kind: str, name: str) -> list[str]:
+    """What a job must bring for that entry: `data`, `labels`."""
+    return next(list(entry["needs"]) for entry in load_catalog()[kind] if entry["name"] == name)

@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from app.errors import FieldError, Unprocessable
+from app.spec.catalog import needs_of
 from app.spec.fields import FieldsMismatch, Roles, assign_roles, base_names, split_name
 from app.spec.reading import field_errors
 from app.spec.schema import Spec
@@ -64,6 +65,9 @@ def _asks_for_data(spec: Spec) -> list[FieldError]:
     for i, step in enumerate(spec.steps):
         if step.kind in ("distill", "finetune"):
             errors.append(FieldError(f"/spec/steps/{i}/{step.kind}", "data_needed", f"{step.kind} needs a data set"))
+        elif step.prune and "data" in needs_of("criteria", step.prune.criterion):
+            detail = f"the criterion {step.prune.criterion} looks at samples"
+            errors.append(FieldError(f"/spec/steps/{i}/prune/criterion", "data_needed", detail))
         elif step.prune and "recovery" in step.prune.model_fields_set and step.prune.recovery != "none":
             errors.append(
                 FieldError(f"/spec/steps/{i}/prune/recovery", "data_needed", "recovery needs samples to run on")

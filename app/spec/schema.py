@@ -123,7 +123,11 @@ class Prune(SpecModel):
 
     structure: Annotated[str, _one_of("structures")] = "channels"
     criterion: Annotated[str, _one_of("criteria")] = "l1"
-    scope: Literal["global", "layer"] = "global"
+    combine: Literal["readers", "makers", "all"] = Field(
+        default="readers",
+        description="Which weights score a channel: of the layers that read it, of those that make it, or of both.",
+    )
+    scope: Literal["global", "layer", "isomorphic"] = "global"
     target: PruneTargets
     include: list[Glob] = Field(default=["*"], min_length=1, max_length=1000)
     exclude: list[Glob] = Field(default=[], max_length=1000)

@@ -123,6 +123,13 @@ class InputMismatch(CompressorError):
     code, error_class = "input_mismatch", "user"
 
 
+class DataNeeded(CompressorError):
+    """Something that the spec asks for looks at samples, and the job has none."""
+
+    code, error_class = "data_needed", "user"
+    hint = "Send a data set, or choose a criterion that needs none."
+
+
 class NothingToCompress(CompressorError):
     """The network has no weights."""
 

@@ -15,6 +15,7 @@ import numpy as np
 from worker.compressor.checkpoints import Checkpoints
 from worker.compressor.context import Context
 from worker.compressor.data.dataset import Dataset, Rows
+from worker.compressor.distillation.objective import Task
 from worker.compressor.errors import InputMismatch, NothingToCompress
 from worker.compressor.evaluation.engine import open_onnx
 from worker.compressor.evaluation.footprint import affordable
@@ -63,7 +64,7 @@ class Job:
     _views: WeakKeyDictionary[Network, Network | None] = field(default_factory=WeakKeyDictionary)
 
     @property
-    def task(self) -> str:
+    def task(self) -> Task:
         """The task as completed from the data."""
         return self.context.spec.task or "none"
 

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 from torch.fx import GraphModule
 
-from app.spec.schema import Distill, Finetune, Prune
-from worker.compressor.distillation.objective import Objective, output_kind
+from app.spec.schema import Distill, Finetune, Prune, Recovery
+from worker.compressor.distillation.objective import Objective, OutputKind, output_kind
 from worker.compressor.distillation.students import STUDENTS
 from worker.compressor.distillation.trainer import Hooks, Plan, Trained, Trainer
 from worker.compressor.errors import GraphError
 from worker.compressor.evaluation.footprint import affordable
+from worker.compressor.graph.channels.grouping import Group
 from worker.compressor.graph.network import Network
 from worker.compressor.graph.precision import in_float32
 from worker.compressor.graph.proof import Proof, prove
@@ -23,6 +24,8 @@ from worker.compressor.graph.training.batch import fixed_batch, has_free_batch
 from worker.compressor.graph.training.batchnorm import fold_batchnorm, insert_batchnorm, with_biases
 from worker.compressor.graph.training.executor import to_module, write_back
 from worker.compressor.job import Feeds, Job, taken_back
+from worker.compressor.pruning.criteria import CRITERIA
+from worker.compressor.pruning.evidence import Evidence, Samples
 from worker.compressor.pruning.reconstruction.lockstep import reconstruct
 from worker.compressor.pruning.structures import STRUCTURES, Choice
 from worker.compressor.pruning.structures.channels import LEFT_OUT
@@ -33,7 +36,7 @@ KIND_SAMPLES = 256
 _FEWEST = 4
 _DEAR = 0.2  # share of the MACs from which on a reason to keep layers is worth a warning
 # Streams of the job's randomness beside those of the steps.
-_PROOF, _RECOVERY, _STATISTICS = 50, 60, 80
+_PROOF, _RECOVERY, _EVIDENCE, _STATISTICS = 50, 60, 100, 80
 TEACHER_SHARE = 0.1
 
 
@@ -75,10 +78,13 @@ def _proven_cut(job: Job, step: int, options: Prune, ceilings: dict[str, int]) -
     """
     rows = fixed_batch(job.network) or 1
     feeds = job.feeds(job.data.val, _affordable(job, PROOF_SAMPLES, 3) if has_free_batch(job.network) else rows, _PROOF)
-    structure, refused = STRUCTURES.get(options.structure)(), dict[int, str]()
+    refused: dict[int, str] = {}
+    structure = STRUCTURES.get(options.structure)(
+        job.network, job.shapes, options, lambda groups: _evidence(job, step, options, groups)
+    )
     while True:
         rng = job.context.rng(step)
-        choice = structure.choose(job.network, job.shapes, options, ceilings, rng, refused)
+        choice = structure.choose(ceilings, rng, refused)
         exact = {group: units for group, units in choice.kept.items() if choice.analysis.groups[group].exact}
         try:
             proof = _proven(job, choice, exact, feeds)
@@ -93,6 +99,25 @@ def _proven_cut(job: Job, step: int, options: Prune, ceilings: dict[str, int]) -
                 job.context.warn(
                     f"the channels of {layers} stay whole, because cutting them failed its proof: {error.detail}"
                 )
+
+
+def _evidence(job: Job, step: int, options: Prune, groups: Sequence[Group]) -> Evidence:
+    """What the criterion may look at: rows of the training split, where it asks for any."""
+    if not job.has_data or not CRITERIA.get(options.criterion).needs:
+        return Evidence(job.network, groups, options.combine)
+    view, fixed = job.view(job.network), fixed_batch(job.network)
+    wanted = options.recovery.samples if options.recovery != "none" else Recovery().samples
+    rows = job.data.train.sample(wanted, job.context.rng(_EVIDENCE + step))
+    names = [port.name for port in job.original.inputs]
+    samples = Samples(
+        dict(zip(names, rows.feeds(slice(None)), strict=True)),
+        rows.targets(),
+        job.task,
+        _kinds(job),
+        _affordable(job, wanted, 1) if view is not None or fixed is None else fixed,
+        job.context.spec.seed,
+    )
+    return Evidence(job.network, groups, options.combine, view or in_float32(job.network), samples)
 
 
 def _proven(job: Job, choice: Choice, kept: dict[int, np.ndarray], feeds: Feeds) -> Proof:
@@ -249,10 +274,13 @@ def _has_room_for_batchnorm(network: Network) -> bool:
 
 def _objective(job: Job, options: Distill | Finetune) -> Objective:
     loss = options.loss if isinstance(options, Distill) else None
+    return Objective(loss, job.task, _kinds(job))
+
+
+def _kinds(job: Job) -> tuple[OutputKind | None, ...]:
+    """What the numbers of each output are, read off the original's answers."""
     rows = job.data.train.sample(KIND_SAMPLES, np.random.default_rng(job.context.spec.seed))
-    answers = job.answers.answers(rows, slice(None))
-    task: Any = job.task
-    return Objective(loss, task, tuple(output_kind(answer, task) for answer in answers))
+    return tuple(output_kind(answer, job.task) for answer in job.answers.answers(rows, slice(None)))
 
 
 def _affordable(job: Job, samples: int, num_networks: int) -> int:

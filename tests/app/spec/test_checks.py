@@ -54,6 +54,7 @@ class TestCompleteSpec:
             ({"distill": {}}, "/spec/steps/0/distill"),
             ({"finetune": {}}, "/spec/steps/0/finetune"),
             ({"prune": {"target": {"macs": "50%"}, "recovery": {"refit": True}}}, "/spec/steps/0/prune/recovery"),
+            ({"prune": {"target": {"macs": "50%"}, "criterion": "taylor"}}, "/spec/steps/0/prune/criterion"),
         ],
     )
     def test_what_asks_for_data_needs_data(self, step: dict[str, Any], pointer: str) -> None:

@@ -185,6 +185,23 @@ class TestSuccess:
         told = [warning for warning in outcome["warnings"] if "3 samples at a time" in warning]
         assert len(told) == (name == "mixed")
 
+    @pytest.mark.parametrize(
+        ("criterion", "data"), [("reconstruction", "unlabelled"), ("taylor", "labelled"), ("bn_scale", "unlabelled")]
+    )
+    def test_criteria_that_look_at_samples_choose_the_channels(self, criterion, data, files, tmp_path):
+        prune = {"prune": PRUNE["prune"] | {"criterion": criterion, "scope": "isomorphic"}}
+        _, outcome = compressed(tmp_path, files / "net.onnx", files / f"{data}.npz", SPEC | {"steps": [prune]})
+        assert outcome["status"] == "succeeded", outcome
+        assert outcome["result"]["compressed"]["agreement"] > 0.8
+
+    def test_a_criterion_looks_at_whole_batches_where_the_file_fixes_them(self, files, tmp_path):
+        export_fixed(trained(), tmp_path, "mixed", 3)
+        mix_samples(tmp_path / "mixed.onnx")
+        steps = [{"prune": PRUNE["prune"] | {"criterion": name}} for name in ("fisher", "wanda")]
+        steps[1]["prune"]["target"] = {"macs": "30%"}
+        _, outcome = compressed(tmp_path, tmp_path / "mixed.onnx", files / "labelled.npz", SPEC | {"steps": steps})
+        assert outcome["status"] == "succeeded", outcome
+
     def test_normalisation_is_put_in_and_folded_back(self, files, tmp_path):
         steps = [PRUNE, {"distill": {"epochs": 2, "batch_size": 40, "normalisation": "insert"}}]
         attempt, outcome = compressed(tmp_path, files / "net.onnx", files / "labelled.npz", SPEC | {"steps": steps})

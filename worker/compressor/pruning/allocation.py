@@ -6,7 +6,7 @@ that fits; a greedy fill then gives back steps for which there is still room.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -15,6 +15,7 @@ from worker.compressor.errors import TargetUnreachable
 from worker.compressor.pruning.choices import Choice
 
 Widths = dict[int, int]
+Scope = Literal["global", "layer", "isomorphic"]
 # Levels, and the allocation at each: from the widest to the narrowest.
 Ladder = tuple[list[float], Callable[[float], Widths]]
 Costs = Callable[[Mapping[int, int]], Mapping[str, int]]
@@ -23,9 +24,7 @@ Costs = Callable[[Mapping[int, int]], Mapping[str, int]]
 SOFT_FLOORS = (0.2, 0.1, 0.0)
 
 
-def allocate(
-    choices: Sequence[Choice], costs: Costs, ceilings: Mapping[str, int], scope: Literal["global", "layer"]
-) -> Widths:
+def allocate(choices: Sequence[Choice], costs: Costs, ceilings: Mapping[str, int], scope: Scope) -> Widths:
     """Units to keep by group, for the groups of `choices`.
 
     `costs` gives the exact counts of an allocation; `ceilings` what each may be at most. The result meets every
@@ -46,7 +45,7 @@ def allocate(
         floors = {choice.group: choice.at_least(share * choice.num_units) for choice in choices}
         if fits(floors):
             break
-    rank = _by_score if scope == "global" else _by_share
+    rank = {"global": _by_score, "layer": _by_share, "isomorphic": _by_kind}[scope]
     widths = _bisect(rank(choices), floors, fits)
     return _fill(choices, widths, fits, scope)
 
@@ -72,6 +71,28 @@ def _by_share(choices: Sequence[Choice]) -> Ladder:
     return shares, keep
 
 
+def _by_kind(choices: Sequence[Choice]) -> Ladder:
+    """Allocations from widest to narrowest: each keeps the same share of the units of every kind of group, the best of them
+    wherever they lie (Fang et al. 2024, Isomorphic Pruning, arXiv 2407.04616).
+    """
+    kinds: dict[Hashable, np.ndarray] = {}
+    for choice in choices:
+        kinds[choice.kind] = np.concatenate([kinds.get(choice.kind, np.empty(0)), choice.relative])
+    falling = {kind: np.sort(scores)[::-1] for kind, scores in kinds.items()}
+    shares = sorted({k / len(scores) for scores in falling.values() for k in range(len(scores) + 1)}, reverse=True)
+
+    def keep(share: float) -> Widths:
+        widths = {}
+        for choice in choices:
+            scores = falling[choice.kind]
+            count = int(share * len(scores) + 1e-9)
+            lowest = scores[count - 1] if count else np.inf
+            widths[choice.group] = choice.at_least(int(np.searchsorted(-choice.relative, -lowest, side="right")))
+        return widths
+
+    return shares, keep
+
+
 def _bisect(ladder: Ladder, floors: Widths, fits: Callable[[Widths], bool]) -> Widths:
     """The widest rung that fits, no group below its floor; the floors themselves fit."""
 
@@ -90,9 +111,7 @@ def _bisect(ladder: Ladder, floors: Widths, fits: Callable[[Widths], bool]) -> W
     return rung(low) if low < len(levels) else dict(floors)
 
 
-def _fill(
-    choices: Sequence[Choice], widths: Widths, fits: Callable[[Widths], bool], scope: Literal["global", "layer"]
-) -> Widths:
+def _fill(choices: Sequence[Choice], widths: Widths, fits: Callable[[Widths], bool], scope: Scope) -> Widths:
     """Give back single steps, the most valuable first, until no group has room for one."""
 
     def value(choice: Choice) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -28,13 +29,15 @@ class Choice:
 
     Units go in one order, so that each width keeps all that a narrower one does: next goes the bundle of the lowest mean
     score, the lowest units of each block. Bundles that narrow the layers alike go as many at once as it takes to leave
-    multiples of `step`.
+    multiples of `step`. `is_comparable`: see `Criterion`; groups of one `kind` are built alike.
     """
 
     group: int
     scores: np.ndarray
     partition: Partition
     step: int
+    is_comparable: bool = False
+    kind: Hashable = None
 
     @property
     def num_units(self) -> int:
@@ -49,8 +52,8 @@ class Choice:
 
     @cached_property
     def relative(self) -> np.ndarray:
-        """The scores over their mean, so that groups of unlike layers compare; falling, `[num_units]`."""
-        mean = self.scores.mean()
+        """The scores, over their mean where that is what makes them compare between groups; falling, `[num_units]`."""
+        mean = 1.0 if self.is_comparable else self.scores.mean()
         return np.sort(self.scores / mean if mean > 0 else np.ones(self.num_units))[::-1]
 
     def at_least(self, count: float) -> int:

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -40,7 +41,7 @@ def choices(widths, step=1, seed=0):
 
 
 class TestAllocate:
-    @pytest.mark.parametrize("scope", ["global", "layer"])
+    @pytest.mark.parametrize("scope", ["global", "layer", "isomorphic"])
     @pytest.mark.parametrize("step", [1, 2, 4])
     @pytest.mark.parametrize("share", [0.2, 0.5, 0.77, 0.95])
     @pytest.mark.parametrize("seed", range(4))
@@ -77,6 +78,22 @@ class TestAllocate:
         widths = [10, 20, 40]
         kept = allocate(choices(widths), lambda kept: {"params": sum(kept.values())}, {"params": 35}, "layer")
         assert kept == {0: 5, 1: 10, 2: 20}
+
+    def test_comparable_scores_are_taken_as_they_are(self):
+        options = [choice([9, 8, 7, 6]), choice([5, 4, 3, 1], group=1)]
+        options = [replace(option, is_comparable=True) for option in options]
+        kept = allocate(options, lambda kept: {"params": sum(kept.values())}, {"params": 5}, "global")
+        assert kept == {0: 4, 1: 1}
+
+    def test_an_isomorphic_cut_takes_the_same_share_of_each_kind_and_the_best_within(self):
+        options = [
+            replace(choice(scores, group=group), kind=kind, is_comparable=True)
+            for group, (kind, scores) in enumerate(
+                [("a", [9, 8, 7, 6]), ("a", [1, 2, 3, 4]), ("b", [0.4, 0.1, 0.2, 0.3])]
+            )
+        ]
+        kept = allocate(options, lambda kept: {"params": sum(kept.values())}, {"params": 7}, "isomorphic")
+        assert kept == {0: 4, 1: 1, 2: 2}
 
     def test_no_layer_is_wiped_out_while_the_target_can_be_met_without(self):
         options = [choice(np.ones(20)), choice(np.append(np.full(19, 1e-6), 1.0), group=1)]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from worker.compressor.pruning.criteria import CRITERIA, Criterion, reader_sums
+from worker.compressor.pruning.criteria import CRITERIA, Criterion, norms
+from worker.compressor.pruning.evidence import Evidence
 
 if TYPE_CHECKING:
     from worker.compressor.graph.channels.analysis import Group
@@ -20,6 +20,6 @@ class L1(Criterion):
     name = "l1"
     help = "sum of the absolute weights that read a channel"
 
-    def scores(self, group: Group, tensors: Mapping[str, np.ndarray], rng: np.random.Generator) -> np.ndarray:
+    def scores(self, group: Group, evidence: Evidence, rng: np.random.Generator) -> np.ndarray:
         """See `Criterion.scores`."""
-        return reader_sums(group, tensors, 1)
+        return norms(group, evidence, 1)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,11 +15,11 @@ from worker.compressor.pruning import allocation
 from worker.compressor.pruning.choices import Choice as Widths
 from worker.compressor.pruning.choices import rounding_step
 from worker.compressor.pruning.criteria import CRITERIA
-from worker.compressor.pruning.structures import STRUCTURES, Choice, Shapes, Structure
+from worker.compressor.pruning.structures import STRUCTURES, Choice, Structure
 
 if TYPE_CHECKING:
     from worker.compressor.graph.channels.analysis import Analysis, Group
-    from worker.compressor.graph.network import Network
+    from worker.compressor.pruning.evidence import Evidence
 
 
 LEFT_OUT = "left out by the spec"
@@ -31,46 +32,63 @@ class Channels(Structure):
     name = "channels"
     help = "whole channels of coupled layers, so that the network is narrower everywhere"
 
-    def choose(
-        self,
-        network: Network,
-        shapes: Shapes,
-        prune: Prune,
-        ceilings: Mapping[str, int],
-        rng: np.random.Generator,
-        refused: Mapping[int, str],
-    ) -> Choice:
+    def choose(self, ceilings: Mapping[str, int], rng: np.random.Generator, refused: Mapping[int, str]) -> Choice:
         """See `Structure.choose`."""
-        from worker.compressor.graph.channels.analysis import analyse
         from worker.compressor.graph.cost import CostModel
 
-        analysis = analyse(network, shapes)
-        model = CostModel(network, analysis, shapes)
+        analysis = self._analysis
+        model = CostModel(self.network, analysis, self.shapes)
         costs = {"macs": model.macs, "params": model.num_params}
-        reasons = _reasons(analysis, prune) | dict(refused)
+        reasons = self._left_whole | dict(refused)
         # A stream for each group: what a group draws does not depend on which others are left out or refused.
         streams = rng.spawn(len(analysis.groups))
-        options = [
-            self._option(network, group, prune, streams[group.id])
-            for group in analysis.groups
-            if group.id not in reasons
-        ]
+        options = [self._option(group, streams[group.id]) for group in analysis.groups if group.id not in reasons]
         by_group = {option.group: option for option in options}
 
         def price(widths: Mapping[int, int]) -> dict[str, int]:
             kept = {group: by_group[group].units(width) for group, width in widths.items()}
             return {name: costs[name](kept) for name in ceilings}
 
-        widths = allocation.allocate(options, price, ceilings, prune.scope)
+        widths = allocation.allocate(options, price, ceilings, self.prune.scope)
         kept = {o.group: o.units(widths[o.group]) for o in options if widths[o.group] < o.num_units}
         if not kept:
             raise NothingRemoved("the network meets the target already, so nothing was removed")
         by_layer = {layer: reasons[g.id] for g in analysis.groups if g.id in reasons for layer in g.layers}
         return Choice(analysis, kept, dict(analysis.kept_because) | by_layer)
 
-    def _option(self, network: Network, group: Group, prune: Prune, rng: np.random.Generator) -> Widths:
-        scores = CRITERIA.get(prune.criterion)().scores(group, network.tensors, rng)
-        return Widths(group.id, scores, group.partition, rounding_step(group.num_units, prune.round_to))
+    @cached_property
+    def _analysis(self) -> Analysis:
+        from worker.compressor.graph.channels.analysis import analyse
+
+        return analyse(self.network, self.shapes)
+
+    @cached_property
+    def _left_whole(self) -> dict[int, str]:
+        return _reasons(self._analysis, self.prune)
+
+    @cached_property
+    def _evidence(self) -> Evidence:
+        return self.look([group for group in self._analysis.groups if group.id not in self._left_whole])
+
+    @cached_property
+    def _operators(self) -> dict[str, str]:
+        return {node.name: node.op for node in self.network.nodes}
+
+    def _option(self, group: Group, rng: np.random.Generator) -> Widths:
+        criterion = CRITERIA.get(self.prune.criterion)()
+        scores = criterion.scores(group, self._evidence, rng)
+        step = rounding_step(group.num_units, self.prune.round_to)
+        return Widths(group.id, scores, group.partition, step, criterion.is_comparable, self._kind(group))
+
+    def _kind(self, group: Group) -> Hashable:
+        """Groups that the same operators make and read, with kernels of the same size, are of one kind."""
+        return tuple(
+            sorted(
+                (self._operators.get(part.node, ""), part.role, self.network.tensors[part.tensor].shape[2:])
+                for part in group.slices
+                if self.network.tensors[part.tensor].ndim > 1
+            )
+        )
 
 
 def _reasons(analysis: Analysis, prune: Prune) -> dict[int, str]:

@@ -6,6 +6,7 @@ from app.spec.schema import Prune
 from tests.worker.compressor.graph.nets import Residual, load
 from worker.compressor.graph.counts import count
 from worker.compressor.graph.evaluation import observe
+from worker.compressor.pruning.evidence import Evidence
 from worker.compressor.pruning.structures.channels import Channels
 
 
@@ -17,7 +18,8 @@ def test_what_a_layer_draws_does_not_depend_on_the_layers_left_out(tmp_path):
     def kept(left_out: list[str]) -> dict[int, set[int]]:
         prune = Prune.model_validate(spec | {"exclude": left_out})
         ceilings = {"macs": count(network, network.sample_shapes).macs * 6 // 10}
-        choice = Channels().choose(network, shapes, prune, ceilings, np.random.default_rng(3), {})
+        structure = Channels(network, shapes, prune, lambda groups: Evidence(network, groups))
+        choice = structure.choose(ceilings, np.random.default_rng(3), {})
         return {group: set(units.tolist()) for group, units in choice.kept.items()}
 
     all_cut, fewer_cut = kept([]), kept(["/a1/Conv"])

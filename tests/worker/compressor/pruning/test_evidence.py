@@ -1,0 +1,129 @@
+"""What samples say of units, against finite differences and against brute force."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tests.worker.compressor.graph import nets
+from worker.compressor.distillation.objective import OutputKind, Scores
+from worker.compressor.graph.channels.analysis import analyse
+from worker.compressor.graph.evaluation import run
+from worker.compressor.pruning.activations import observe_layers
+from worker.compressor.pruning.criteria import CRITERIA
+from worker.compressor.pruning.evidence import Evidence, Samples
+from worker.compressor.pruning.gradients import BATCH_ROWS, unit_gradients
+from worker.compressor.pruning.reconstruction.layers import linear_layer
+from worker.compressor.pruning.reconstruction.least_squares import RIDGE
+
+
+def looked_at(kind, folder, *, labels=None, **options):
+    network, _ = nets.load(kind, folder, **options)
+    feeds = nets.samples(network, 2 * BATCH_ROWS)
+    task = "none" if labels is None else "classification"
+    samples = Samples(feeds, labels, task, (OutputKind(Scores.LOGITS, 1.0),), 2 * BATCH_ROWS, 0)
+    groups = analyse(network, network.sample_shapes).groups
+    return network, groups, samples
+
+
+def loss(network, feeds, labels, scale=None):
+    """Cross-entropy, with the slices that read one unit of one group times `scale`."""
+    made = network.copy()
+    if scale is not None:
+        group, unit, factor = scale
+        for part in group.slices:
+            array = made.tensors[part.tensor]
+            if part.role == "consumes" and array.ndim > 1:
+                units = np.atleast_2d(part.units)
+                changed = array.astype(np.float32).copy().reshape(len(units), -1, *array.shape[1:])
+                for row, piece in zip(units, changed, strict=True):
+                    where = (slice(None),) * part.axis + (row == unit,)
+                    piece[where] *= factor
+                made.tensors[part.tensor] = changed.reshape(array.shape)
+    output = next(iter(run(made, feeds).values()))
+    return float(F.cross_entropy(torch.from_numpy(output).double(), torch.from_numpy(labels)))
+
+
+@pytest.mark.parametrize("kind", [nets.Residual, nets.Shuffle])
+def test_gates_are_the_derivative_by_a_factor_on_all_that_read_a_unit(kind, tmp_path):
+    labels = np.arange(2 * BATCH_ROWS) % 3
+    network, groups, samples = looked_at(kind, tmp_path, labels=labels)
+    found = unit_gradients(network, groups, samples, "readers")
+    group = max(groups, key=lambda g: len(g.slices))
+    step, first = 1e-2, {name: feed[:BATCH_ROWS] for name, feed in samples.feeds.items()}
+    for unit in range(0, group.num_units, 3):
+        higher, lower = (loss(network, first, labels[:BATCH_ROWS], (group, unit, 1 + s)) for s in (step, -step))
+        assert found[group.id].gates[0, unit] == pytest.approx((higher - lower) / (2 * step), abs=2e-4, rel=0.02)
+    assert found[group.id].gates.shape == (2, group.num_units)
+    assert (found[group.id].curvatures >= 0).all() and found[group.id].curvatures.any()
+
+
+def test_drawn_labels_follow_the_seed(tmp_path):
+    network, groups, samples = looked_at(nets.Residual, tmp_path)
+    one, same = (unit_gradients(network, groups, samples, "readers")[0].gates for _ in range(2))
+    assert np.array_equal(one, same) and np.abs(one).max() > 0
+
+
+@pytest.mark.parametrize("kind", [nets.Plain, nets.Shuffle, nets.Nhwc])
+def test_a_cost_is_what_the_best_refit_without_the_unit_loses(kind, tmp_path):
+    network, groups, samples = looked_at(kind, tmp_path)
+    costs = observe_layers(network, groups, samples).costs
+    nodes = {node.name: node for node in network.nodes}
+    group = next(g for g in groups if sum(p.role == "consumes" for p in g.slices) == 1)
+    part = next(p for p in group.slices if p.role == "consumes")
+    layer = linear_layer(nodes[part.node], network)
+    inputs = torch.from_numpy(values(network, samples.feeds, layer.node.inputs[0]))
+    rows = layer.unfold(inputs).double()
+    if layer.bias is not None:
+        rows = rows - rows.mean(1, keepdim=True)
+    weight = layer.matrix(torch.from_numpy(network.tensors[layer.weight])).double()
+    inner = torch.bmm(rows.transpose(1, 2), rows) / rows.shape[1]
+    energy = float(((inner @ weight) * weight).sum())
+    damping = RIDGE * inner.diagonal(dim1=1, dim2=2).mean(1)
+    inner = inner + damping[:, None, None] * torch.eye(inner.shape[1])
+    units = np.repeat(np.atleast_2d(part.units), layer.num_inputs // np.atleast_2d(part.units).shape[1], axis=1)
+    for unit in range(group.num_units):
+        lost = 0.0
+        for row in range(layer.num_groups):
+            gone = torch.from_numpy(units[row] == unit)
+            if not gone.any():
+                continue
+            h, w = inner[row], weight[row]
+            best = torch.linalg.solve(h[~gone][:, ~gone], h[~gone] @ w)
+            change = w.clone()
+            change[~gone] -= best
+            lost += float((change * (h @ change)).sum())
+        assert costs[group.id][unit] == pytest.approx(lost / energy, rel=1e-4)
+
+
+def values(network, feeds, name):
+    """A value inside the network."""
+    from worker.compressor.graph.evaluation import Stepper, as_tensor
+
+    stepper = Stepper(network, {key: as_tensor(feed) for key, feed in feeds.items()}, keep=frozenset([name]))
+    with torch.no_grad():
+        while stepper.peek():
+            stepper.step()
+    return stepper.value(name).numpy()
+
+
+@pytest.mark.parametrize("name", sorted(CRITERIA))
+@pytest.mark.parametrize("kind", [nets.Residual, nets.Separable, nets.Shuffle, nets.Sequence])
+def test_every_criterion_scores_every_group(kind, name, tmp_path):
+    network, groups, samples = looked_at(kind, tmp_path)
+    evidence = Evidence(network, groups, "readers", network, samples)
+    for group in groups:
+        found = CRITERIA.get(name)().scores(group, evidence, np.random.default_rng(0))
+        assert found.shape == (group.num_units,) and np.isfinite(found).all() and (found >= 0).all()
+        assert found.any()
+
+
+def test_a_folded_batchnorm_leaves_its_scale_in_the_spread_of_the_values(tmp_path):
+    kept, folded = (looked_at(nets.Plain, tmp_path, keep_batchnorm=keep_batchnorm) for keep_batchnorm in (True, False))
+    scores = [
+        CRITERIA.get("bn_scale")().scores(groups[0], Evidence(network, groups, "readers", network, samples), None)
+        for network, groups, samples in (kept, folded)
+    ]
+    assert np.corrcoef(scores)[0, 1] > 0.5

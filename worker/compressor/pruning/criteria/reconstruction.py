@@ -1,0 +1,29 @@
+"""Reconstruction error: Hassibi and Stork 1993, Optimal Brain Surgeon; of structures Kurtic et al. 2023 (arXiv 2302.04089)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+from worker.compressor.pruning.criteria import CRITERIA, Criterion, known
+from worker.compressor.pruning.evidence import Evidence
+
+if TYPE_CHECKING:
+    from worker.compressor.graph.channels.analysis import Group
+
+
+@CRITERIA.register
+class Reconstruction(Criterion):
+    """`s_u = Σ_l tr(W_u' ((H⁻¹)_uu)⁻¹ W_u) / tr(W' H W)` over the layers l that read unit u, `H = X'X`: the share of each output
+    that is lost without the unit when the layer is refitted to what is left.
+    """
+
+    name = "reconstruction"
+    help = "share of the next layers' outputs that a refit cannot bring back without the channel"
+    needs: ClassVar[list[str]] = ["data"]
+    is_comparable: ClassVar[bool] = True
+
+    def scores(self, group: Group, evidence: Evidence, rng: np.random.Generator) -> np.ndarray:
+        """See `Criterion.scores`."""
+        return known(evidence.activations.costs[group.id], group, evidence)

@@ -1,0 +1,27 @@
+"""First-order Taylor: Molchanov et al. 2019, Importance Estimation for Neural Network Pruning (arXiv 1906.10771)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+from worker.compressor.pruning.criteria import CRITERIA, Criterion
+from worker.compressor.pruning.evidence import Evidence
+
+if TYPE_CHECKING:
+    from worker.compressor.graph.channels.analysis import Group
+
+
+@CRITERIA.register
+class Taylor(Criterion):
+    """`s_u = mean_b |Σ w · ∂L_b/∂w|` over the weights that read unit u, for batches b: how much the loss moves without it."""
+
+    name = "taylor"
+    help = "first-order change of the loss when a channel goes"
+    needs: ClassVar[list[str]] = ["data"]
+    is_comparable: ClassVar[bool] = True
+
+    def scores(self, group: Group, evidence: Evidence, rng: np.random.Generator) -> np.ndarray:
+        """See `Criterion.scores`."""
+        return np.abs(evidence.gradients[group.id].gates).mean(0)
