@@ -17,7 +17,7 @@ from worker.compressor.graph.importers.samples import shape_candidates
 from worker.compressor.graph.importers.stored import StoredModel
 from worker.compressor.graph.importers.validation import check_model, open_file
 from worker.compressor.graph.network import Network
-from worker.compressor.graph.normalise import normalise
+from worker.compressor.graph.normalise import normalise, shuffles
 from worker.compressor.graph.operator import operator_of
 
 
@@ -40,6 +40,8 @@ def import_onnx(path: Path, signature: Sequence[Mapping[str, Any]] | None) -> Ne
 def try_once(network: Network, signature: Sequence[Mapping[str, Any]] | None) -> None:
     """Evaluate the network on one sample of zeros, and keep the first shapes at which it runs as `sample_shapes`.
 
+    The case of `normalise` that needs shapes is applied at these.
+
     Raises:
         ImportFailed: where an operator is not executable, or no shape that the ports allow is taken.
     """
@@ -50,6 +52,7 @@ def try_once(network: Network, signature: Sequence[Mapping[str, Any]] | None) ->
         try:
             observe(network, shapes)
             network.sample_shapes = shapes
+            shuffles.apply(network)
             return
         except ImportFailed as error:
             failure = failure or error

@@ -13,6 +13,7 @@
 10. `whole_numbers`: Cast of a constant to whole numbers becomes an initializer.
 11. `standardised`: weights that are standardised by a BatchNormalization in training mode are by an InstanceNormalization.
 12. `written`: a scatter of constants into a constant becomes an initializer that remembers the source.
+13. `shuffles`: what changes the order along one axis by reshapes becomes a Gather; applied once shapes are known.
 """
 
 from __future__ import annotations
