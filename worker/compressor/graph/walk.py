@@ -153,8 +153,11 @@ class Walk(Protocol):
         """Normalise the channels of axis 1 in this many equal blocks, each by itself; `weights` have an entry per channel."""
         ...
 
-    def pick(self, node: Node, axis: int) -> None:
-        """Take slices along the axis by numbers that are data (an embedding); labels along other axes go on."""
+    def pick(self, node: Node, axes: Sequence[int], more: int) -> None:
+        """Take slices along axes side by side by numbers that are data (an embedding); labels along other axes go on.
+
+        In the output `more` axes stand where these were.
+        """
         ...
 
     def pin(self, node: Node, why: str) -> None:

@@ -173,16 +173,15 @@ class Products(Labels):
             else:
                 self._mark(node, "follows", self._match(node.inputs[slot], 0, labels))
 
-    def pick(self, node: Node, axis: int) -> None:
+    def pick(self, node: Node, axes: Sequence[int], more: int) -> None:
         """Take whole slices by numbers that are data (an embedding); see `walk.Walk`."""
         source, output = node.inputs[0], node.outputs[0]
-        axis %= len(self.shape(source))
-        more = len(self.shape(node.inputs[1])) - 1
+        first, longer = axes[0], more - len(axes)
         if source in self.network.tensors:
             made = [
                 layer_along(self._own(source, other), other, len(self.shape(source)))
                 for other, length in enumerate(self.shape(source))
-                if other != axis and length > 1
+                if other not in axes and length > 1
             ]
             for layer in made:
                 self._mark(node, "produces", layer.array.reshape(-1))
@@ -190,13 +189,14 @@ class Products(Labels):
             made = self._layers(source)
         going_on = []
         for layer in made:
-            if axis in layer.axes:
+            if layer.narrowed in axes:
                 self._pin(layer.array, f"{node.op} '{node.name}' picks them by data")
                 continue
-            array = np.expand_dims(layer.array.squeeze(axis), tuple(range(axis, axis + more + 1)))
-            axes = tuple(a + more if a > axis else a for a in layer.axes)
-            narrows = layer.narrowed + more if layer.narrowed > axis else layer.narrowed
-            going_on.append(Layer(array, axes, narrows))
+            layer = self._settled(layer, off=set(axes) & set(layer.axes))
+            array = np.expand_dims(layer.array.squeeze(tuple(axes)), tuple(range(first, first + more)))
+            places = tuple(a + longer if a > first else a for a in layer.axes)
+            narrows = layer.narrowed + longer if layer.narrowed > first else layer.narrowed
+            going_on.append(Layer(array, places, narrows))
         self.layers[output] = going_on
 
     def _sum_over(

@@ -8,7 +8,7 @@ from worker.compressor.graph.network import Network, Node
 
 #: What makes a channel from weights of its own (its bias or scale is zeroed as well).
 _MAKERS = {
-    "Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum", "Gather", "LSTM", "GRU", "RNN", "BatchNormalization", "LayerNormalization",
+    "Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum", "LSTM", "GRU", "RNN", "BatchNormalization", "LayerNormalization",
     "InstanceNormalization", "RMSNormalization",
 }  # fmt: skip
 _FROM_ZERO_TO_ZERO = {
@@ -34,6 +34,8 @@ def keeps_zero(
         return False
     if all(name in network.tensors or name in derived for name in node.inputs if name):
         zero = zero | {name for name in labelled if name in network.tensors}
+    if node.op in ("Gather", "GatherND"):
+        return node.inputs[0] in network.tensors or node.inputs[0] in zero
     if node.op in _MAKERS:
         has_weights = any(name in network.tensors or (name in derived and name in zero) for name in node.inputs)
         return has_weights or (bool(labelled) and labelled <= zero)

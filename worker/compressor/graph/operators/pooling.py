@@ -162,7 +162,9 @@ def _global_lp(call: Call) -> Any:
 
 
 def _channels(walk: Walk, node: Node) -> None:
-    walk.keep(node, slides=range(2, len(walk.shape(node.inputs[0]))))
+    before, after = (walk.shape(name)[2:] for name in (node.inputs[0], node.outputs[0]))
+    kernel = node.attributes["kernel_shape"]
+    walk.keep(node, slides=[2 + axis for axis, size in enumerate(kernel) if size > 1 or before[axis] != after[axis]])
 
 
 def _global_channels(walk: Walk, node: Node) -> None:

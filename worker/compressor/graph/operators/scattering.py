@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from worker.compressor.graph.network import Node
-from worker.compressor.graph.operator import Call, Operator, register
+from worker.compressor.graph.operator import Call, CutView, Operator, Rewrites, register
 from worker.compressor.graph.proxies import record
 from worker.compressor.graph.walk import Walk
 
@@ -39,6 +39,29 @@ def _scatter_elements(call: Call) -> Any:
     if how == "none":
         return torch.scatter(x, axis, positions, updates)
     return torch.scatter_reduce(x, axis, positions, updates, _REDUCED[how])
+
+
+def _gather_nd_channels(walk: Walk, node: Node) -> None:
+    indices = walk.shape(node.inputs[1])
+    if walk.numbers(node, 1) is not None and _is_of_one_axis(node, indices):
+        walk.move(node)
+    else:
+        walk.pick(node, range(node.attributes.get("batch_dims", 0) + indices[-1]), len(indices) - 1)
+
+
+def _is_of_one_axis(node: Node, indices: Sequence[int]) -> bool:
+    """Whether whole slices along axis 0 are taken."""
+    return indices[-1] == 1 and not node.attributes.get("batch_dims", 0)
+
+
+def _gather_nd_rewrite(view: CutView, node: Node) -> Rewrites:
+    indices, length = view.numbers(node, 1), view.shape(node.inputs[0])[0]
+    is_cut = view.shape_now(node.inputs[0])[0] != length
+    if indices is None or not is_cut or not _is_of_one_axis(node, view.shape(node.inputs[1])):
+        return {}
+    positions = np.array(view.positions(node.inputs[0], 0, [index % length for index in indices]), np.int64)
+    sizes = view.shape_wanted(node.outputs[0])[: len(view.shape(node.inputs[1])) - 1]
+    return {1: positions.reshape(*sizes, 1)}
 
 
 def _columns(x: Any, indices: Any, count: int, first: int) -> list[Any]:
@@ -113,7 +136,17 @@ def _tensor_scatter(call: Call) -> Any:
 
 
 register(Operator(op="GatherElements", versions=(11, 13), run=_gather_elements, channels=_by_index))
-register(Operator(op="GatherND", versions=(11, 12, 13), run=_gather_nd, channels=_by_index, known=_gather_nd_known))
+register(
+    Operator(
+        op="GatherND",
+        versions=(11, 12, 13),
+        run=_gather_nd,
+        channels=_gather_nd_channels,
+        rewrite=_gather_nd_rewrite,
+        known=_gather_nd_known,
+        weights=(0,),
+    )
+)
 register(Operator(op="Scatter", versions=(9, 11), run=_scatter_elements, channels=_by_index))
 register(Operator(op="ScatterElements", versions=(11, 13, 16, 18), run=_scatter_elements, channels=_by_index))
 register(

@@ -111,7 +111,8 @@ def _gather_known(node: Node, arrays: Sequence[np.ndarray]) -> np.ndarray:
 
 def _gather_channels(walk: Walk, node: Node) -> None:
     if walk.numbers(node, 1) is None:
-        walk.pick(node, node.attributes.get("axis", 0))
+        axis = node.attributes.get("axis", 0) % len(walk.shape(node.inputs[0]))
+        walk.pick(node, [axis], len(walk.shape(node.inputs[1])))
     else:
         walk.move(node)
 
