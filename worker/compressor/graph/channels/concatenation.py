@@ -22,7 +22,8 @@ def concatenate(walk: Labels, node: Node, axis: int) -> None:
     axis %= rank
     if _is_stacked(walk, node, axis):
         walk.layers[output] = _stacked(walk, node, axis)
-        walk.states.add(output)
+        if _are_states(walk, node):
+            walk.states.add(output)
         return
     names = [name for name in node.inputs if 0 not in walk.shape(name)]  # what is empty adds nothing
     among_constants = all(walk.is_weight(name) for name in names)
@@ -48,10 +49,16 @@ def concatenate(walk: Labels, node: Node, axis: int) -> None:
 
 
 def _is_stacked(walk: Labels, node: Node, axis: int) -> bool:
-    """Whether a concatenation puts directions or layers beside each other: each keeps its own units along other axes."""
+    """Whether a concatenation puts directions, layers or heads beside each other: each keeps its own units inside."""
+    layers = [layer for name in node.inputs for layer in walk._layers(name)]
+    is_block = _are_states(walk, node) or any(axis in layer.axes for layer in layers)
+    return is_block and not any(layer.narrowed == axis for layer in layers)
+
+
+def _are_states(walk: Labels, node: Node) -> bool:
+    """Whether all that is concatenated are states of recurrent operators, or weights made of others."""
     names = node.inputs
-    inside = all(name in walk.states or (walk.is_weight(name) and name not in walk.network.tensors) for name in names)
-    return inside and not any(layer.axes == (axis,) for name in names for layer in walk._layers(name))
+    return all(name in walk.states or (walk.is_weight(name) and name not in walk.network.tensors) for name in names)
 
 
 def _stacked(walk: Labels, node: Node, axis: int) -> list[Layer]:

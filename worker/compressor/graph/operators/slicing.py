@@ -145,8 +145,9 @@ def _slice_rewrite(view: CutView, node: Node) -> Rewrites:
     before, rank = view.shape(node.inputs[0]), len(view.shape(node.inputs[0]))
     for index, (start, end, axis, step) in enumerate(zip(starts, ends or [], axes, steps, strict=True)):
         axis %= rank
-        if step > 0 and view.shape_now(node.inputs[0])[axis] != before[axis]:
-            now = view.positions(node.inputs[0], axis, range(before[axis])[start:end:step])
+        chosen = range(before[axis])[start:end:step]
+        if step > 0 and view.shape_now(node.inputs[0])[axis] != before[axis] and chosen:  # nothing stays nothing
+            now = view.positions(node.inputs[0], axis, chosen)
             new_starts[index], new_ends[index] = min(now), max(now) + 1  # interleaved rows may have changed places
         elif starts_now and ends_now and (starts_now[index], ends_now[index]) != (start, end):
             new_starts[index], new_ends[index] = start, end  # computed from a length that was cut

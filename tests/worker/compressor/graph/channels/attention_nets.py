@@ -108,6 +108,17 @@ class Shifted(Heads):
         return functional.scaled_dot_product_attention(q + self.on_q, k, v + self.on_v)
 
 
+class Beside(Heads):
+    """Heads of another kind beside those of attention, concatenated before they are one axis again (ConvBERT, arXiv 2008.02496)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.other, self.o = nn.Linear(self.width, 2 * self.inner), nn.Linear(6 * self.inner, self.width)
+
+    def attend(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([super().attend(x), torch.sigmoid(self.split(self.other(x), 2))], 1)
+
+
 class Fused(Heads):
     """One projection for queries, keys and values, reshaped to [3, heads, inner] and unbound."""
 
@@ -200,5 +211,5 @@ class Normed(Heads):
         return super().attend(self.norm(x))
 
 
-EXACT = [Heads, SharedKeys, OneKey, Rotary, Tempered, Shifted, Fused, Chunked, Biased, ClassToken]
+EXACT = [Heads, SharedKeys, OneKey, Rotary, Tempered, Shifted, Beside, Fused, Chunked, Biased, ClassToken]
 ALL = [*EXACT, Positive, Crossed, Normed]

@@ -83,6 +83,17 @@ class Partly(Turned):
         return torch.cat([turned * cos + other * sin, rest], -1)
 
 
+class Wholly(Turned):
+    """All of each head is turned, and the rest, of which there is nothing, put behind it, as Phi-3 does."""
+
+    def turn(self, x: torch.Tensor) -> torch.Tensor:
+        cos, sin = (torch.cat([t, t], -1) for t in (self.cos, self.sin))
+        width = cos.shape[-1]
+        turned, rest = x[..., :width], x[..., width:]
+        other = torch.cat([-turned[..., width // 2 :], turned[..., : width // 2]], -1)
+        return torch.cat([turned * cos + other * sin, rest], -1)
+
+
 class FirstOf(Turned):
     """Positions along axis 1, before the heads are moved to the front, as RoFormer does."""
 
@@ -100,4 +111,4 @@ class FirstOf(Turned):
         return torch.softmax(q @ k.transpose(-2, -1) / math.sqrt(self.inner), -1) @ v
 
 
-ALL = [Halves, Frequencies, Neighbours, Pairs, Partly, FirstOf]
+ALL = [Halves, Frequencies, Neighbours, Pairs, Partly, Wholly, FirstOf]

@@ -63,6 +63,11 @@ class TestAttention:
         inner = groups_of(attention_nets.Tempered, tmp_path)["/q/MatMul", "/k/MatMul"]
         assert inner.partition.sizes.tolist() == [8] * 4 and inner.exact
 
+    def test_heads_of_two_kinds_side_by_side_get_narrower_alike(self, tmp_path):
+        groups = groups_of(attention_nets.Beside, tmp_path)
+        both = groups["/v/MatMul", "/other/MatMul"]
+        assert both.partition.sizes.tolist() == [8] * 6 and both.exact
+
     def test_a_bias_that_lies_in_heads_leaves_their_places_independent(self, tmp_path):
         groups = groups_of(attention_nets.Shifted, tmp_path)
         assert groups["/q/MatMul", "/k/MatMul"].num_units == groups["/v/MatMul",].num_units == 8
