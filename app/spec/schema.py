@@ -6,15 +6,28 @@ Every model forbids unknown keys and coerces nothing but whole numbers to floats
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
-from app.spec.catalog import known_names
-from app.spec.targets import PruneTarget
+from app.spec.catalog import known_names, structures_of
+from app.spec.targets import PruneTarget, SparsityTarget
 
 MAX_STEPS = 16
+_PATTERN = re.compile(r"(\d{1,2}):(\d{1,2})")
 DTYPES = ("float16", "bfloat16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool")
 
 
@@ -34,6 +47,18 @@ def _one_of(kind: str) -> AfterValidator:
         return name
 
     return AfterValidator(check)
+
+
+def _a_structure(name: str) -> str:
+    if name in known_names("structures") and name != "n:m":
+        return name
+    match = _PATTERN.fullmatch(name)
+    if match is None:
+        known = ", ".join(known_names("structures"))
+        raise PydanticCustomError("unknown_name", "is not in the catalog; known: {known}", {"known": known})
+    if not 1 <= int(match[1]) < int(match[2]) <= 64:
+        raise PydanticCustomError("out_of_range", "of n:m, n is at least 1 and below m, m at most 64")
+    return name
 
 
 def _a_size(value: Any) -> Any:
@@ -103,15 +128,16 @@ class Recovery(SpecModel):
 
 
 class PruneTargets(SpecModel):
-    """Ceilings on the uploaded model's counts; every one that is given is met."""
+    """Ceilings on the uploaded model's counts, every one of which is met; `sparsity` is a floor on the share of zeros."""
 
     macs: PruneTarget | None = None
     params: PruneTarget | None = None
+    sparsity: SparsityTarget | None = None
 
     @model_validator(mode="after")
     def _at_least_one(self) -> PruneTargets:
-        if self.macs is None and self.params is None:
-            raise PydanticCustomError("target_needed", "give at least one of macs, params")
+        if self.macs is None and self.params is None and self.sparsity is None:
+            raise PydanticCustomError("target_needed", "give at least one of macs, params, sparsity")
         return self
 
 
@@ -119,20 +145,58 @@ Glob = Annotated[str, Field(min_length=1, max_length=512)]
 
 
 class Prune(SpecModel):
-    """Remove whole coupled groups of channels until the target is met, then recover."""
+    """Remove whole coupled groups of channels (or single weights) until the target is met, then recover."""
 
-    structure: Annotated[str, _one_of("structures")] = "channels"
+    structure: Annotated[str, AfterValidator(_a_structure)] = "channels"
     criterion: Annotated[str, _one_of("criteria")] = "l1"
     combine: Literal["readers", "makers", "all"] = Field(
         default="readers",
         description="Which weights score a channel: of the layers that read it, of those that make it, or of both.",
     )
     scope: Literal["global", "layer", "isomorphic"] = "global"
-    target: PruneTargets
+    target: PruneTargets | None = Field(default=None, validate_default=True)
     include: list[Glob] = Field(default=["*"], min_length=1, max_length=1000)
     exclude: list[Glob] = Field(default=[], max_length=1000)
     round_to: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] = "auto"
     recovery: Recovery | Literal["none"] = Recovery()
+
+    @field_validator("criterion")
+    @classmethod
+    def _scores_it(cls, criterion: str, info: ValidationInfo) -> str:
+        structure = info.data.get("structure", "channels")
+        if criterion in known_names("criteria") and _kind_of(structure) not in structures_of(criterion):
+            raise PydanticCustomError(
+                "criterion_mismatch", "{criterion} scores whole channels only", {"criterion": criterion}
+            )
+        return criterion
+
+    @field_validator("scope")
+    @classmethod
+    def _ranks_it(cls, scope: str, info: ValidationInfo) -> str:
+        if scope == "isomorphic" and info.data.get("structure", "channels") != "channels":
+            raise PydanticCustomError("scope_mismatch", "only channels have isomorphic groups")
+        return scope
+
+    @field_validator("target")
+    @classmethod
+    def _counts_it(cls, target: PruneTargets | None, info: ValidationInfo) -> PruneTargets | None:
+        """Channels are counted in MACs and parameters, weights in zeros; n:m says how many by itself."""
+        structure = info.data.get("structure", "channels")
+        if target is None:
+            if _kind_of(structure) != "n:m":
+                raise PydanticCustomError("missing", "is needed")
+            return None
+        is_count = target.macs is not None or target.params is not None
+        if is_count != (structure == "channels") or (is_count and target.sparsity is not None):
+            raise PydanticCustomError(
+                "target_mismatch", "channels have targets of macs and params; weights and n:m one of sparsity"
+            )
+        return target
+
+
+def _kind_of(structure: str) -> str:
+    """The structure's name in the catalog."""
+    return "n:m" if ":" in structure else structure
 
 
 class Loss(SpecModel):

@@ -65,3 +65,19 @@ PruneTarget = Annotated[
         {"anyOf": [{"type": "string", "pattern": r"^\d{1,3}(\.\d{1,9})?\s?%$"}, {"type": "integer", "minimum": 1}]}
     ),
 ]
+
+
+def _parse_share(value: Any) -> Target:
+    target = _parse(value)
+    if target.share is None:
+        raise PydanticCustomError("invalid_target", 'sparsity is a percentage such as "80%"')
+    return target
+
+
+#: The least share of zeros.
+SparsityTarget = Annotated[
+    Target,
+    BeforeValidator(_parse_share),
+    PlainSerializer(lambda target: target.asked),
+    WithJsonSchema({"type": "string", "pattern": r"^\d{1,3}(\.\d{1,9})?\s?%$"}),
+]

@@ -31,12 +31,15 @@ _REGISTRIES: dict[str, Registry[Any]] = {
 _TARGET_HELP = {
     "macs": "multiply-accumulates for one sample, as a share of the original's or as a count; never more is kept",
     "params": "parameters, as a share of the original's or as a count; never more is kept",
+    "sparsity": "the share of parameters that are 0 in the end, at least; of the structures `weights` and `n:m`",
 }
 
 
 def build() -> dict[str, list[dict[str, Any]]]:
     """The catalog: for each kind its entries `{name, help, needs, options}`, options as JSON Schema."""
     catalog = {kind: [_entry(registry.get(name)) for name in registry] for kind, registry in _REGISTRIES.items()}
+    for entry in catalog["criteria"]:
+        entry["structures"] = list(CRITERIA.get(entry["name"]).structures)
     schema = PruneTargets.model_json_schema()["properties"]
     catalog["metrics"] = [_entry(metric) for metric in METRICS]
     catalog["targets"] = [

@@ -25,7 +25,7 @@ from worker.compressor.graph.surgery import WeightCut, weight_cuts
 from worker.compressor.inspection import gzip_bytes
 from worker.compressor.job import Job, answers_file, identity
 from worker.compressor.outcome import Artifact, Outcome, Status
-from worker.compressor.report.counts import layer_rows, pins, target_met, totals
+from worker.compressor.report.counts import asked_targets, layer_rows, pins, target_met, totals
 from worker.compressor.report.documents import manifest, report, write_json
 from worker.compressor.report.result import ratios
 
@@ -83,12 +83,23 @@ def documents(
             layers=rows,
             pins=pins(rows),
             weights=[row.as_dict() for row in cuts],
+            masks=_masks(job),
             **inexact_kept,
         ),
     )
     made = [Artifact("report.json", "report", "json", "output/report.json")]
     write_json(output / "manifest.json", manifest(context, [*artifacts, *made]))
     return [*made, Artifact("manifest.json", "manifest", "json", "output/manifest.json")]
+
+
+def _masks(job: Job) -> list[dict[str, Any]]:
+    """The uploaded tensors in which single weights were set to zero: `{name, size, zeros}`."""
+    tensors, origins = job.network.tensors, job.network.origins
+    return [
+        {"name": origins[name].source, "size": tensors[name].size, "zeros": int((tensors[name] == 0).sum())}
+        for name in job.proven.masked
+        if name in tensors
+    ]
 
 
 def _verify(job: Job, network: Network, delivery: Delivery) -> dict[str, Any]:
@@ -184,20 +195,21 @@ def _verdict(job: Job, checked: dict[str, Any], result: dict[str, Any]) -> Compr
         return ExportError(
             f"the {wrong[0]} file does not compute what the network in memory does: error {checked['parity'][wrong[0]]}"
         )
-    if not result["target"]["met"]:
-        asked, left = result["target"]["asked"], result["compressed"]
-        detail = f"the finished network has {left['macs']} macs and {left['num_params']} params, more than the target"
-        ceilings = {name: _ceiling(job, name) for name in asked}
-        name = next(name for name, most in ceilings.items() if left[_COUNTED[name]] > most)
-        return TargetUnreachable(f"{detail} ({asked})", asked=ceilings[name], best=left[_COUNTED[name]])
-    return None
+    return None if result["target"]["met"] else _missed(job, result)
 
 
-def _ceiling(job: Job, name: str) -> int:
-    """What the last prune step that names a target allows of the upload's count."""
-    whole = {"macs": job.counts.macs, "params": job.counts.num_params}[name]
-    targets = [getattr(step.prune.target, name) for step in job.context.spec.steps if step.prune]
-    return int([target.resolve(whole) for target in targets if target is not None][-1])
+def _missed(job: Job, result: dict[str, Any]) -> TargetUnreachable:
+    """The target that the finished network does not meet."""
+    left, whole = result["compressed"], {"macs": job.counts.macs, "params": job.counts.num_params}
+    detail = f"the finished network has {left['macs']} macs and {left['num_params']} params, more than the target"
+    for name, target in asked_targets(job.context.spec).items():
+        if name in whole and left[_COUNTED[name]] > target.resolve(whole[name]):
+            return TargetUnreachable(
+                f"{detail} ({result['target']['asked']})", asked=target.resolve(whole[name]), best=left[_COUNTED[name]]
+            )
+    zeros = 1 - left["nonzero_params"] / left["num_params"]
+    share = asked_targets(job.context.spec)["sparsity"].share or 0.0
+    return TargetUnreachable(f"only {zeros:.2%} of the finished network's weights are 0", asked=share, best=zeros)
 
 
 def _keep_reference(job: Job, network: Network, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,25 +11,27 @@ import numpy as np
 from torch.fx import GraphModule
 
 from app.spec.schema import Distill, Finetune, Prune, Recovery
+from worker.compressor.context import Stage
 from worker.compressor.distillation.objective import Objective, OutputKind, output_kind
 from worker.compressor.distillation.students import STUDENTS
 from worker.compressor.distillation.trainer import Hooks, Plan, Trained, Trainer
 from worker.compressor.errors import GraphError
 from worker.compressor.evaluation.footprint import affordable
 from worker.compressor.graph.channels.grouping import Group
+from worker.compressor.graph.counts import count
 from worker.compressor.graph.network import Network
 from worker.compressor.graph.precision import in_float32
 from worker.compressor.graph.proof import Proof, prove
 from worker.compressor.graph.surgery import Cut, cut
 from worker.compressor.graph.training.batch import fixed_batch, has_free_batch
 from worker.compressor.graph.training.batchnorm import fold_batchnorm, insert_batchnorm, with_biases
-from worker.compressor.graph.training.executor import to_module, write_back
+from worker.compressor.graph.training.executor import parameter_tensors, to_module, write_back
 from worker.compressor.job import Feeds, Job, taken_back
 from worker.compressor.pruning.criteria import CRITERIA
 from worker.compressor.pruning.evidence import Evidence, Samples
+from worker.compressor.pruning.matrices import LEFT_OUT
 from worker.compressor.pruning.reconstruction.lockstep import reconstruct
-from worker.compressor.pruning.structures import STRUCTURES, Choice
-from worker.compressor.pruning.structures.channels import LEFT_OUT
+from worker.compressor.pruning.structures import Choice, Masking, Narrowing, structure_of
 from worker.compressor.report.counts import layer_rows, pins
 
 PROOF_SAMPLES = 16
@@ -41,37 +44,66 @@ TEACHER_SHARE = 0.1
 
 
 def prune(job: Job, step: int, options: Prune) -> None:
-    """Cut to the targets, and prove the cut.
+    """Remove what the structure says until the targets are met.
 
     Raises:
-        TargetUnreachable, NothingRemoved: see `Structure.choose`.
+        TargetUnreachable, NothingRemoved, DataNeeded: see `Narrowing.choose`.
         GraphError: where the cut network does not compute what the masked one does.
     """
+    structure = structure_of(options)(
+        job.network, job.shapes, options, lambda groups: _evidence(job, step, options, groups)
+    )
+    with job.context.stage("prune") as stage:
+        if isinstance(structure, Narrowing):
+            _narrow(job, step, options, structure, stage)
+        elif isinstance(structure, Masking):
+            _mask(job, step, options, structure, stage)
+
+
+def _narrow(job: Job, step: int, options: Prune, structure: Narrowing, stage: Stage) -> None:
+    """Cut to the targets, and prove the cut."""
     context = job.context
-    with context.stage("prune") as stage:
-        whole = {"macs": job.counts.macs, "params": job.counts.num_params}
-        given = {"macs": options.target.macs, "params": options.target.params}
-        ceilings = {name: target.resolve(whole[name]) for name, target in given.items() if target is not None}
-        choice, made, proof = _proven_cut(job, step, options, ceilings)
-        if made.inexact:
-            context.warn(_told_inexact(made))
-        if proof.vacuous:
-            context.warn("the proof of the cut says nothing: the removed channels do not matter on these samples")
-        before, job.network = job.network, made.network
-        job.proven.kept.append({str(group): units.tolist() for group, units in choice.kept.items()})
-        job.proven.kept_because.update(choice.kept_because)
-        for pin in pins(layer_rows(job.counts, job.counts, choice.kept_because)):
-            if pin["share"] >= _DEAR and pin["why"] != LEFT_OUT:
-                context.warn(f"{pin['share']:.0%} of the MACs were not up for removal: {pin['why']}")
-        sources = {name: origin.source for name, origin in before.origins.items()}
-        job.proven.inexact += [
-            row | {"weights": sorted({sources.get(name, name) for name in row["weights"]})} for row in made.inexact
-        ]
-        stage.metrics |= {"proof_error": proof.error, "proof_control": proof.control, "vacuous": proof.vacuous}
-        context.metric("proof_error", step, proof.error)
+    assert options.target is not None
+    whole = {"macs": job.counts.macs, "params": job.counts.num_params}
+    given = {"macs": options.target.macs, "params": options.target.params}
+    ceilings = {name: target.resolve(whole[name]) for name, target in given.items() if target is not None}
+    choice, made, proof = _proven_cut(job, step, structure, ceilings)
+    if made.inexact:
+        context.warn(_told_inexact(made))
+    if proof.vacuous:
+        context.warn("the proof of the cut says nothing: the removed channels do not matter on these samples")
+    before, job.network = job.network, made.network
+    job.proven.kept.append({str(group): units.tolist() for group, units in choice.kept.items()})
+    job.proven.kept_because.update(choice.kept_because)
+    for pin in pins(layer_rows(job.counts, job.counts, choice.kept_because)):
+        if pin["share"] >= _DEAR and pin["why"] != LEFT_OUT:
+            context.warn(f"{pin['share']:.0%} of the MACs were not up for removal: {pin['why']}")
+    sources = {name: origin.source for name, origin in before.origins.items()}
+    job.proven.inexact += [
+        row | {"weights": sorted({sources.get(name, name) for name in row["weights"]})} for row in made.inexact
+    ]
+    stage.metrics |= {"proof_error": proof.error, "proof_control": proof.control, "vacuous": proof.vacuous}
+    context.metric("proof_error", step, proof.error)
 
 
-def _proven_cut(job: Job, step: int, options: Prune, ceilings: dict[str, int]) -> tuple[Choice, Cut, Proof]:
+def _mask(job: Job, step: int, options: Prune, structure: Masking, stage: Stage) -> None:
+    """Set weights to zero, of which training makes nothing else again."""
+    target = options.target.sparsity if options.target else None
+    num_params = count(job.network, job.shapes).num_params
+    num_zeros = None if target is None else math.ceil((target.share or 0.0) * num_params)
+    masks = structure.choose(num_zeros, job.context.rng(step))
+    made = job.network.copy()
+    for name, kept in masks.kept.items():
+        made.tensors[name] = np.where(kept, made.tensors[name], np.zeros((), made.tensors[name].dtype))
+    job.network = made
+    job.proven.masked = sorted({*job.proven.masked, *masks.kept})
+    job.proven.kept_because.update(masks.kept_because)
+    after = count(made, job.shapes)
+    stage.metrics |= {"sparsity": 1 - after.nonzero_params / after.num_params}
+    job.context.warn("zeros among the weights make the file smaller once packed; plain runtimes are no faster for them")
+
+
+def _proven_cut(job: Job, step: int, structure: Narrowing, ceilings: dict[str, int]) -> tuple[Choice, Cut, Proof]:
     """A cut that meets the ceilings and passes the proof; groups that fail it stay whole, and others make up for them.
 
     The proof is about the exact groups; what a normalisation over the cut axis makes of the others is for the recovery.
@@ -79,9 +111,6 @@ def _proven_cut(job: Job, step: int, options: Prune, ceilings: dict[str, int]) -
     rows = fixed_batch(job.network) or 1
     feeds = job.feeds(job.data.val, _affordable(job, PROOF_SAMPLES, 3) if has_free_batch(job.network) else rows, _PROOF)
     refused: dict[int, str] = {}
-    structure = STRUCTURES.get(options.structure)(
-        job.network, job.shapes, options, lambda groups: _evidence(job, step, options, groups)
-    )
     while True:
         rng = job.context.rng(step)
         choice = structure.choose(ceilings, rng, refused)
@@ -172,7 +201,13 @@ def recover(job: Job, step: int, options: Prune) -> None:
             return
         feeds = job.feeds(job.data.train, _affordable(job, recovery.samples, 2), _RECOVERY + step)
         fitted, repair = reconstruct(
-            original, network, feeds, refit=recovery.refit, batchnorm=recovery.batchnorm, progress=context.progress
+            original,
+            network,
+            feeds,
+            refit=recovery.refit,
+            batchnorm=recovery.batchnorm,
+            masked=frozenset(job.proven.masked),
+            progress=context.progress,
         )
         mended, judge = taken_back(job.network, fitted), job.judge()
         before, after = judge(job.runner(job.network)), judge(job.runner(mended))
@@ -226,6 +261,7 @@ def _train_once(
     if insert:
         view = insert_batchnorm(view, job.feeds(job.data.train, _affordable(job, KIND_SAMPLES, 1), _STATISTICS))
     module = to_module(view)
+    zeros = {name for name, tensors in parameter_tensors(module).items() if set(tensors) & set(job.proven.masked)}
 
     def taken(source: GraphModule) -> Network:
         result = view.copy()
@@ -253,6 +289,7 @@ def _train_once(
             context.check,
         ),
         context.device,
+        frozenset(zeros),
     )
     trained = trainer.train(job.checkpoints.training(step, insert))
     return trained, taken(module)

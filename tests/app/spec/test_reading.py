@@ -12,6 +12,10 @@ from app.spec.targets import Target
 PRUNE = {"target": {"macs": "50%"}}
 
 
+def prune(**options: Any) -> dict[str, Any]:
+    return {"steps": [{"prune": PRUNE | options}]}
+
+
 def rejected(value: Any) -> Unprocessable:
     with pytest.raises(Unprocessable) as caught:
         read_spec(value)
@@ -45,6 +49,19 @@ class TestReadSpec:
             ({"steps": [{"prune": {"target": {"macs": 0.5}}}]}, "/spec/steps/0/prune/target/macs", "wrong_type"),
             ({"steps": [{"prune": {"target": {"macs": "half"}}}]}, "/spec/steps/0/prune/target/macs", "invalid_target"),
             ({"steps": [{"prune": {"target": {}}}]}, "/spec/steps/0/prune/target", "target_needed"),
+            (prune(structure="weights"), "/spec/steps/0/prune/target", "target_mismatch"),
+            (prune(target={"sparsity": "50%"}), "/spec/steps/0/prune/target", "target_mismatch"),
+            (prune(target={"sparsity": "50%", "macs": "50%"}), "/spec/steps/0/prune/target", "target_mismatch"),
+            (prune(structure="2:4"), "/spec/steps/0/prune/target", "target_mismatch"),
+            (prune(structure="4:2"), "/spec/steps/0/prune/structure", "out_of_range"),
+            (prune(structure="n:m"), "/spec/steps/0/prune/structure", "unknown_value"),
+            (prune(target={"sparsity": 5}), "/spec/steps/0/prune/target/sparsity", "invalid_target"),
+            (
+                prune(structure="2:4", target=None, criterion="fpgm"),
+                "/spec/steps/0/prune/criterion",
+                "criterion_mismatch",
+            ),
+            (prune(structure="2:4", target=None, scope="isomorphic"), "/spec/steps/0/prune/scope", "scope_mismatch"),
             ({"steps": [{"prune": {}}]}, "/spec/steps/0/prune/target", "field_required"),
             ({"steps": [{"prune": PRUNE | {"round_to": True}}]}, "/spec/steps/0/prune/round_to", "unknown_value"),
             (
@@ -142,4 +159,4 @@ class TestTarget:
 
     def test_the_spec_gives_it_back_as_it_came(self) -> None:
         spec = Spec.model_validate({"steps": [{"prune": {"target": {"macs": "33.3%", "params": 12}}}]})
-        assert spec.as_json()["steps"][0]["prune"]["target"] == {"macs": "33.3%", "params": 12}
+        assert spec.as_json()["steps"][0]["prune"]["target"] == {"macs": "33.3%", "params": 12, "sparsity": None}

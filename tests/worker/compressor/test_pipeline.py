@@ -7,6 +7,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from onnx import numpy_helper
 
 from tests.worker.compressor.networks import (
     PREPROCESS,
@@ -193,6 +194,40 @@ class TestSuccess:
         _, outcome = compressed(tmp_path, files / "net.onnx", files / f"{data}.npz", SPEC | {"steps": [prune]})
         assert outcome["status"] == "succeeded", outcome
         assert outcome["result"]["compressed"]["agreement"] > 0.8
+
+    @pytest.mark.parametrize(
+        ("prune", "share"),
+        [
+            ({"structure": "weights", "target": {"sparsity": "80%"}}, 0.8),
+            (
+                {
+                    "structure": "weights",
+                    "criterion": "reconstruction",
+                    "scope": "layer",
+                    "target": {"sparsity": "60%"},
+                },
+                0.6,
+            ),
+            ({"structure": "2:4", "criterion": "wanda"}, None),
+        ],
+    )
+    def test_zeros_survive_refit_and_training(self, prune, share, files, tmp_path):
+        spec = SPEC | {"steps": [{"prune": prune}, {"finetune": {"epochs": 2, "batch_size": 40}}]}
+        attempt, outcome = compressed(tmp_path, files / "net.onnx", files / "labelled.npz", spec)
+        assert outcome["status"] == "succeeded", outcome
+        result, report = outcome["result"], json.loads(artifact(attempt, "report.json").read_text())
+        before, after = result["baseline"], result["compressed"]
+        assert after["num_params"] == before["num_params"] and after["accuracy"] >= before["accuracy"] - 0.03
+        made = {t.name: numpy_helper.to_array(t) for t in onnx.load(artifact(attempt, "model.onnx")).graph.initializer}
+        for row in report["masks"]:
+            assert (made[row["name"]] == 0).sum() == row["zeros"] > 0
+        if share is not None:
+            assert 0 <= 1 - after["nonzero_params"] / after["num_params"] - share < 0.01
+            assert result["target"] == {"asked": {"sparsity": prune["target"]["sparsity"]}, "met": True}
+        else:
+            rows = [np.moveaxis(made[row["name"]], 1, -1).reshape(-1, 4) for row in report["masks"]]
+            assert rows and all(((row != 0).sum(-1) <= 2).all() for row in rows)
+        assert any("no faster" in warning for warning in outcome["warnings"])
 
     def test_a_criterion_looks_at_whole_batches_where_the_file_fixes_them(self, files, tmp_path):
         export_fixed(trained(), tmp_path, "mixed", 3)

@@ -75,7 +75,10 @@ class Trained:
 
 
 class Trainer:
-    """Trains one module in place and leaves it at its best epoch; the start counts as epoch 0."""
+    """Trains one module in place and leaves it at its best epoch; the start counts as epoch 0.
+
+    `zeros` names parameters whose zeros stay zero: no gradient reaches them, and decay leaves 0 as it is.
+    """
 
     def __init__(
         self,
@@ -87,6 +90,7 @@ class Trainer:
         plan: Plan,
         hooks: Hooks,
         device: torch.device,
+        zeros: frozenset[str] = frozenset(),
     ) -> None:
         self.module = fast_layout(module, device)
         self._call: Call = self.module if plan.rows_at_once is None else in_pieces(self.module, plan.rows_at_once)
@@ -99,6 +103,9 @@ class Trainer:
         self._optimizer = kind.build(self._parameters, plan.optimizer.lr, plan.optimizer.weight_decay)
         self._precision = training_precision(module, device)
         self._told = 0.0
+        for name, parameter in self.module.named_parameters():
+            if name in zeros:
+                parameter.register_hook((parameter.detach() != 0).to(parameter.dtype).mul)
 
     def train(self, checkpoint: Path | None) -> Trained:
         """Train to the end, from `checkpoint` where that holds a state, saving it there after every epoch."""

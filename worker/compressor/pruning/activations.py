@@ -63,6 +63,60 @@ def observe_layers(view: Network, groups: Sequence[Group], samples: Samples) -> 
     return found
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """Of one weight tensor, in its shape: `norms`, `|w| · |x|₂ / √R`; `costs`, what is lost without w, the others refitted
+    (`w² / [H⁻¹]_dd`), as a share of the output's energy.
+    """
+
+    norms: np.ndarray
+    costs: np.ndarray
+
+
+def observe_inputs(view: Network, samples: Samples) -> dict[str, Inputs]:
+    """One forward pass over as many of the samples as have room; the linear layers' weights, by tensor."""
+    found: dict[str, Inputs] = {}
+    feeds = {
+        name: shared_tensor(np.ascontiguousarray(feed[: samples.pass_rows])) for name, feed in samples.feeds.items()
+    }
+    stepper = Stepper(view, feeds)
+    with torch.inference_mode():
+        while (node := stepper.peek()) is not None:
+            layer = linear_layer(node, view)
+            x = stepper.inputs(node)[0] if layer is not None else None
+            stepper.step()
+            if layer is None or not isinstance(x, Tensor) or layer.weight in found:
+                continue
+            read = _Read(layer, x, view)
+            norms = read.weight.abs() * read.sizes.unsqueeze(2)
+            own = read.diagonal if read.inverse is None else 1 / read.inverse.diagonal(dim1=1, dim2=2)
+            costs = read.weight.square() * own.unsqueeze(2) / read.energy
+            found[layer.weight] = Inputs(layer.stored(norms).numpy(), layer.stored(costs).numpy())
+    return found
+
+
+class _Read:
+    """What a layer reads: `inverse` of the damped `H`, None where D is too wide; `weight` is `[G, D, O]`."""
+
+    def __init__(self, layer: LinearLayer, x: Tensor, view: Network) -> None:
+        self.weight = layer.matrix(torch.from_numpy(np.ascontiguousarray(view.tensors[layer.weight]))).double()
+        inner = _inner(layer, x, centred=layer.bias is not None)
+        self.energy = float(((inner @ self.weight) * self.weight).sum().clamp_min(1e-30))
+        self.diagonal = inner.diagonal(dim1=1, dim2=2).clamp_min(0)
+        self.sizes = self.diagonal.sqrt()
+        damping = (RIDGE * self.diagonal.mean(1)).clamp_min(1e-30)
+        inner = inner + damping[:, None, None] * torch.eye(inner.shape[1], dtype=inner.dtype)
+        is_narrow = layer.num_inputs <= MAX_INPUTS
+        self.inverse = torch.cholesky_inverse(torch.linalg.cholesky(inner)) if is_narrow else None
+
+    def cost(self, row: int, where: Tensor) -> float:
+        """What the outputs of group `row` lose without the inputs `where`, refitted."""
+        w = self.weight[row, where]
+        if self.inverse is None:
+            return float((w.square().sum(1) * self.diagonal[row, where]).sum()) / self.energy
+        return float((w * torch.linalg.solve(self.inverse[row][where][:, where], w)).sum()) / self.energy
+
+
 def _wanted(groups: Sequence[Group]) -> dict[tuple[str, str], list[tuple[Group, Slice]]]:
     wanted: dict[tuple[str, str], list[tuple[Group, Slice]]] = {}
     for group in groups:
@@ -83,27 +137,15 @@ def _note_readers(
 ) -> None:
     if not readers:
         return
-    weight = layer.matrix(torch.from_numpy(np.ascontiguousarray(view.tensors[layer.weight]))).double()
-    inner = _inner(layer, x, centred=layer.bias is not None)
-    energy = float(((inner @ weight) * weight).sum().clamp_min(1e-30))
-    diagonal = inner.diagonal(dim1=1, dim2=2)
-    damping = (RIDGE * diagonal.mean(1)).clamp_min(1e-30)[:, None, None] * torch.eye(inner.shape[1], dtype=inner.dtype)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(inner + damping)) if layer.num_inputs <= MAX_INPUTS else None
-    sizes = diagonal.clamp_min(0).sqrt()
-    by_input = (weight.abs() * sizes.unsqueeze(2)).sum(2)
+    read = _Read(layer, x, view)
+    by_input = (read.weight.abs() * read.sizes.unsqueeze(2)).sum(2)
     for group, part in readers:
         for row, positions in enumerate(_positions(layer, part)):
-            columns = {unit: positions == unit for unit in np.unique(positions[positions >= 0]).tolist()}
-            for unit, mine in columns.items():
-                where = torch.from_numpy(np.flatnonzero(mine))
-                w = weight[row, where]
-                if inverse is None:
-                    cost = (w.square().sum(1) * diagonal[row, where]).sum()
-                else:
-                    cost = (w * torch.linalg.solve(inverse[row][where][:, where], w)).sum()
-                _add_one(found.costs[group.id], unit, float(cost) / energy)
+            for unit in np.unique(positions[positions >= 0]).tolist():
+                where = torch.from_numpy(np.flatnonzero(positions == unit))
+                _add_one(found.costs[group.id], unit, read.cost(row, where))
                 _add_one(found.norms[group.id], unit, float(by_input[row, where].sum()))
-                _add_one(found.sizes[group.id], unit, float(sizes[row, where].sum()))
+                _add_one(found.sizes[group.id], unit, float(read.sizes[row, where].sum()))
 
 
 def _positions(layer: LinearLayer, part: Slice) -> Iterator[np.ndarray]:

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from worker.compressor.distillation.objective import OutputKind, Task
     from worker.compressor.graph.channels.analysis import Group
     from worker.compressor.graph.network import Network
-    from worker.compressor.pruning.activations import Activations
-    from worker.compressor.pruning.gradients import UnitGradients
+    from worker.compressor.pruning.activations import Activations, Inputs
+    from worker.compressor.pruning.gradients import Moments, UnitGradients
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,28 @@ class Evidence:
 
         view, samples = self._seen()
         return observe_layers(view, self.groups, samples)
+
+    @cached_property
+    def moments(self) -> dict[str, Moments]:
+        """What a loss says of each weight, by tensor.
+
+        Raises:
+            DataNeeded: where the job has no data.
+        """
+        from worker.compressor.pruning.gradients import weight_moments
+
+        return weight_moments(*self._seen())
+
+    @cached_property
+    def inputs(self) -> dict[str, Inputs]:
+        """What the weights of linear layers are multiplied with, by tensor.
+
+        Raises:
+            DataNeeded: where the job has no data.
+        """
+        from worker.compressor.pruning.activations import observe_inputs
+
+        return observe_inputs(*self._seen())
 
     def _seen(self) -> tuple[Network, Samples]:
         if self.view is None or self.samples is None:

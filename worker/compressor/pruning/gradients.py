@@ -38,6 +38,25 @@ class UnitGradients:
     curvatures: np.ndarray
 
 
+@dataclass(frozen=True)
+class Moments:
+    """Of one tensor, over batches: the mean of `|g|`, and that of `g²`, element by element."""
+
+    size: np.ndarray
+    square: np.ndarray
+
+
+def weight_moments(view: Network, samples: Samples) -> dict[str, Moments]:
+    """The gradients of every weight over up to `MAX_ROWS` rows, by tensor."""
+    sizes, squares, number = dict[str, np.ndarray](), dict[str, np.ndarray](), 0
+    for gradients in _batches(to_module(view).eval(), view, samples):
+        number += 1
+        for name, gradient in gradients.items():
+            sizes[name] = sizes.get(name, 0.0) + np.abs(gradient)
+            squares[name] = squares.get(name, 0.0) + np.square(gradient)
+    return {name: Moments(sizes[name] / number, squares[name] / number) for name in sizes}
+
+
 def unit_gradients(
     view: Network, groups: Sequence[Group], samples: Samples, combine: Combine
 ) -> dict[int, UnitGradients]:

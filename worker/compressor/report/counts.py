@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from app.spec.schema import Spec
+from app.spec.targets import Target
 from worker.compressor.graph.counts import Counts, LayerCount
 
 
@@ -34,17 +35,27 @@ def pins(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def target_met(spec: Spec, before: Counts, after: Counts) -> dict[str, Any]:
     """`{asked, met}` over all prune steps, the last one of each name; counts of the finished network decide."""
-    whole = {"macs": before.macs, "params": before.num_params}
-    left = {"macs": after.macs, "params": after.num_params}
-    asked = {
-        name: target
-        for step in spec.steps
-        if step.prune
-        for name, target in (("macs", step.prune.target.macs), ("params", step.prune.target.params))
-        if target is not None
+    asked = asked_targets(spec)
+    met = {
+        "macs": lambda target: after.macs <= target.resolve(before.macs),
+        "params": lambda target: after.num_params <= target.resolve(before.num_params),
+        "sparsity": lambda target: after.num_params - after.nonzero_params >= target.share * after.num_params,
     }
-    met = all(left[name] <= target.resolve(whole[name]) for name, target in asked.items())
-    return {"asked": {name: target.asked for name, target in asked.items()}, "met": met}
+    return {
+        "asked": {name: target.asked for name, target in asked.items()},
+        "met": all(met[name](target) for name, target in asked.items()),
+    }
+
+
+def asked_targets(spec: Spec) -> dict[str, Target]:
+    """The targets of all prune steps, the last one of each name."""
+    given = [step.prune.target for step in spec.steps if step.prune and step.prune.target]
+    return {
+        name: target
+        for targets in given
+        for name in type(targets).model_fields
+        if (target := getattr(targets, name)) is not None
+    }
 
 
 def _row(before: LayerCount, after: LayerCount | None, kept_because: str | None) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from app.spec.schema import Prune
 from tests.worker.compressor.graph import nets
 from worker.compressor.distillation.objective import OutputKind, Scores
 from worker.compressor.graph.channels.analysis import analyse
@@ -15,8 +16,11 @@ from worker.compressor.pruning.activations import observe_layers
 from worker.compressor.pruning.criteria import CRITERIA
 from worker.compressor.pruning.evidence import Evidence, Samples
 from worker.compressor.pruning.gradients import BATCH_ROWS, unit_gradients
+from worker.compressor.pruning.matrices import matrices_of
 from worker.compressor.pruning.reconstruction.layers import linear_layer
 from worker.compressor.pruning.reconstruction.least_squares import RIDGE
+
+PRUNE = Prune.model_validate({"structure": "2:4"})
 
 
 def looked_at(kind, folder, *, labels=None, **options):
@@ -127,3 +131,58 @@ def test_a_folded_batchnorm_leaves_its_scale_in_the_spread_of_the_values(tmp_pat
         for network, groups, samples in (kept, folded)
     ]
     assert np.corrcoef(scores)[0, 1] > 0.5
+
+
+class TestWeightScores:
+    def test_wanda_ranks_within_the_row_of_an_output(self, tmp_path):
+        network, groups, samples = looked_at(nets.Plain, tmp_path)
+        evidence = Evidence(network, groups, "readers", network, samples)
+        matrix = next(m for m in matrices_of(network, PRUNE)[0] if m.node.op == "Conv" and m.node.inputs[0] != "x")
+        x = values(network, samples.feeds, matrix.node.inputs[0])
+        layer = linear_layer(matrix.node, network)
+        rows = layer.unfold(torch.from_numpy(x))[0].double()
+        rows = rows - rows.mean(0) if layer.bias is not None else rows
+        sizes = rows.square().mean(0).sqrt().numpy()
+        weight = np.abs(network.tensors[matrix.tensor]).reshape(len(network.tensors[matrix.tensor]), -1) * sizes
+        found = CRITERIA.get("wanda")().weight_scores(matrix, evidence, None).reshape(weight.shape)
+        for row, scores in zip(weight, found, strict=True):
+            assert (np.argsort(row) == np.argsort(scores)).mean() > 0.95 and scores.max() == 1
+
+    def test_a_reconstruction_score_is_what_the_best_refit_without_the_weight_loses(self, tmp_path):
+        network, groups, samples = looked_at(nets.Plain, tmp_path)
+        evidence = Evidence(network, groups, "readers", network, samples)
+        matrix = next(m for m in matrices_of(network, PRUNE)[0] if m.node.op == "Conv" and m.node.inputs[0] != "x")
+        layer = linear_layer(matrix.node, network)
+        rows = layer.unfold(torch.from_numpy(values(network, samples.feeds, matrix.node.inputs[0])))[0].double()
+        rows = rows - rows.mean(0) if layer.bias is not None else rows
+        weight = layer.matrix(torch.from_numpy(network.tensors[matrix.tensor]))[0].double()
+        inner = rows.T @ rows / len(rows)
+        energy = float(((inner @ weight) * weight).sum())
+        inner = inner + RIDGE * inner.diagonal().mean() * torch.eye(len(inner))
+        found = layer.matrix(torch.from_numpy(CRITERIA.get("reconstruction")().weight_scores(matrix, evidence, None)))[
+            0
+        ]
+        for d, o in [(0, 0), (3, 1), (len(weight) - 1, weight.shape[1] - 1)]:
+            others = torch.arange(len(weight)) != d
+            change = weight[:, o].clone()
+            change[others] -= torch.linalg.solve(inner[others][:, others], inner[others] @ weight[:, o])
+            assert float(found[d, o]) == pytest.approx(float(change @ inner @ change) / energy, rel=1e-4)
+
+    def test_moments_are_those_of_the_gradients(self, tmp_path):
+        labels = np.arange(2 * BATCH_ROWS) % 3
+        network, groups, samples = looked_at(nets.Residual, tmp_path, labels=labels)
+        moments = Evidence(network, groups, "readers", network, samples).moments
+        matrix = matrices_of(network, PRUNE)[0][1]
+        first = {name: feed[:BATCH_ROWS] for name, feed in samples.feeds.items()}
+        second = {name: feed[BATCH_ROWS:] for name, feed in samples.feeds.items()}
+        index, step, slopes = (0,) * network.tensors[matrix.tensor].ndim, 1e-2, []
+        for feeds, own in ((first, labels[:BATCH_ROWS]), (second, labels[BATCH_ROWS:])):
+            found = []
+            for sign in (1, -1):
+                made = network.copy()
+                made.tensors[matrix.tensor] = made.tensors[matrix.tensor].copy()
+                made.tensors[matrix.tensor][index] += sign * step
+                found.append(loss(made, feeds, own))
+            slopes.append((found[0] - found[1]) / (2 * step))
+        assert moments[matrix.tensor].size[index] == pytest.approx(np.abs(slopes).mean(), rel=0.02, abs=2e-4)
+        assert moments[matrix.tensor].square[index] == pytest.approx(np.square(slopes).mean(), rel=0.04, abs=2e-4)

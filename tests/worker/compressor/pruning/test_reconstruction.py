@@ -63,6 +63,32 @@ class TestSolve:
             if with_bias:
                 np.testing.assert_allclose(bias[g], want_bias, rtol=1e-3, atol=1e-3)
 
+    @pytest.mark.parametrize("rows", [200, 12])
+    def test_with_a_mask_each_output_is_fitted_on_what_it_has(self, rows, with_bias):
+        inputs, outputs, start = problem(rows, 16, 4)
+        mask = RNG.random(start.shape) < 0.5
+        start = start * mask
+        if rows > 16:
+            gram = Gram(2, 16, 4)
+            gram.add(torch.from_numpy(inputs), torch.from_numpy(outputs))
+            weight, bias = gram.solve(torch.from_numpy(start), with_bias=with_bias, mask=torch.from_numpy(mask))
+        else:
+            tensors = (torch.from_numpy(a.astype(np.float32)) for a in (inputs, outputs, start))
+            weight, bias = solve_wide(*tensors, with_bias=with_bias, mask=torch.from_numpy(mask))
+        assert not weight[torch.from_numpy(~mask)].any()
+        for g in range(2):
+            mean_in, mean_out = (a[g].mean(0) if with_bias else np.zeros(a.shape[2]) for a in (inputs, outputs))
+            x, y = inputs[g] - mean_in, outputs[g] - mean_out
+            damping = np.sqrt(0.01 * np.diag(x.T @ x).mean())
+            for o in range(4):
+                own = mask[g, :, o]
+                system = np.concatenate([x[:, own], damping * np.eye(own.sum())])
+                wanted = np.concatenate([y[:, o], damping * start[g, own, o]])
+                want = np.linalg.lstsq(system, wanted, rcond=None)[0]
+                np.testing.assert_allclose(weight[g][own, o], want, rtol=2e-3, atol=2e-3)
+                if with_bias:
+                    np.testing.assert_allclose(bias[g, o], mean_out[o] - mean_in[own] @ want, rtol=2e-3, atol=2e-3)
+
     def test_inputs_that_are_not_finite_change_nothing(self, with_bias):
         inputs, outputs, start = problem(50, 5, 2)
         inputs[0, 3, 3] = np.nan

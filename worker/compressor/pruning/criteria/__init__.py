@@ -16,6 +16,7 @@ import numpy as np
 from worker.compressor.plugins import Described
 from worker.compressor.pruning.combining import unit_sums
 from worker.compressor.pruning.evidence import Evidence
+from worker.compressor.pruning.matrices import Matrix
 from worker.compressor.registry import Registry
 
 if TYPE_CHECKING:
@@ -31,6 +32,9 @@ class Criterion(Described, ABC):
 
     is_comparable: ClassVar[bool] = False
 
+    #: The structures that it scores: units of coupled groups (`channels`), single weights (`weights`, `n:m`).
+    structures: ClassVar[tuple[str, ...]] = ("channels", "weights", "n:m")
+
     @abstractmethod
     def scores(self, group: Group, evidence: Evidence, rng: np.random.Generator) -> np.ndarray:
         """One float64 score of at least 0 per unit of `group`, `[num_units]`.
@@ -38,6 +42,14 @@ class Criterion(Described, ABC):
         Raises:
             DataNeeded: where it looks at samples, and there are none.
         """
+
+    def weight_scores(self, matrix: Matrix, evidence: Evidence, rng: np.random.Generator) -> np.ndarray:
+        """One float64 score of at least 0 for every number of a matrix, in its shape; absolute values unless it says more.
+
+        Raises:
+            DataNeeded: as `scores`.
+        """
+        return np.abs(evidence.tensors[matrix.tensor].astype(np.float64))
 
 
 CRITERIA: Registry[Criterion] = Registry("criterion", __name__)

@@ -20,6 +20,7 @@ class Activation(Criterion):
     name = "activation"
     help = "size of a channel's values on samples"
     needs: ClassVar[list[str]] = ["data"]
+    structures: ClassVar[tuple[str, ...]] = ("channels",)
 
     def scores(self, group: Group, evidence: Evidence, rng: np.random.Generator) -> np.ndarray:
         """See `Criterion.scores`."""

@@ -22,6 +22,7 @@ class BatchNormScale(Criterion):
     name = "bn_scale"
     help = "scale of a channel's BatchNorm; where that was folded away, the spread of its values on samples"
     needs: ClassVar[list[str]] = ["batchnorm or data"]
+    structures: ClassVar[tuple[str, ...]] = ("channels",)
 
     def scores(self, group: Group, evidence: Evidence, rng: np.random.Generator) -> np.ndarray:
         """See `Criterion.scores`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -20,6 +20,7 @@ class Fpgm(Criterion):
 
     name = "fpgm"
     help = "distance to all other channels: those in the middle can be replaced"
+    structures: ClassVar[tuple[str, ...]] = ("channels",)
 
     def scores(self, group: Group, evidence: Evidence, rng: np.random.Generator) -> np.ndarray:
         """See `Criterion.scores`."""

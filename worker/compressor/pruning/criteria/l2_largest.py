@@ -8,6 +8,7 @@ import numpy as np
 
 from worker.compressor.pruning.criteria import CRITERIA, Criterion, norms
 from worker.compressor.pruning.evidence import Evidence
+from worker.compressor.pruning.matrices import Matrix
 
 if TYPE_CHECKING:
     from worker.compressor.graph.channels.analysis import Group
@@ -23,4 +24,9 @@ class L2Largest(Criterion):
     def scores(self, group: Group, evidence: Evidence, rng: np.random.Generator) -> np.ndarray:
         """See `Criterion.scores`."""
         sizes = np.sqrt(norms(group, evidence, 2))
+        return np.asarray(sizes.max() - sizes)
+
+    def weight_scores(self, matrix: Matrix, evidence: Evidence, rng: np.random.Generator) -> np.ndarray:
+        """See `Criterion.weight_scores`."""
+        sizes = np.abs(evidence.tensors[matrix.tensor].astype(np.float64))
         return np.asarray(sizes.max() - sizes)

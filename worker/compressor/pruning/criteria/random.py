@@ -8,6 +8,7 @@ import numpy as np
 
 from worker.compressor.pruning.criteria import CRITERIA, Criterion
 from worker.compressor.pruning.evidence import Evidence
+from worker.compressor.pruning.matrices import Matrix
 
 if TYPE_CHECKING:
     from worker.compressor.graph.channels.analysis import Group
@@ -23,3 +24,7 @@ class Random(Criterion):
     def scores(self, group: Group, evidence: Evidence, rng: np.random.Generator) -> np.ndarray:
         """See `Criterion.scores`."""
         return rng.random(group.num_units)
+
+    def weight_scores(self, matrix: Matrix, evidence: Evidence, rng: np.random.Generator) -> np.ndarray:
+        """See `Criterion.weight_scores`."""
+        return rng.random(evidence.tensors[matrix.tensor].shape)

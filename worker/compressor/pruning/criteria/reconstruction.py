@@ -8,6 +8,7 @@ import numpy as np
 
 from worker.compressor.pruning.criteria import CRITERIA, Criterion, known
 from worker.compressor.pruning.evidence import Evidence
+from worker.compressor.pruning.matrices import Matrix
 
 if TYPE_CHECKING:
     from worker.compressor.graph.channels.analysis import Group
@@ -27,3 +28,11 @@ class Reconstruction(Criterion):
     def scores(self, group: Group, evidence: Evidence, rng: np.random.Generator) -> np.ndarray:
         """See `Criterion.scores`."""
         return known(evidence.activations.costs[group.id], group, evidence)
+
+    def weight_scores(self, matrix: Matrix, evidence: Evidence, rng: np.random.Generator) -> np.ndarray:
+        """See `Criterion.weight_scores`."""
+        seen = evidence.inputs.get(matrix.tensor)
+        if seen is not None:
+            return seen.costs.astype(np.float64)
+        squares = np.square(evidence.tensors[matrix.tensor].astype(np.float64))
+        return np.asarray(squares / max(squares.sum(), 1e-30))

@@ -8,6 +8,7 @@ import numpy as np
 
 from worker.compressor.pruning.criteria import CRITERIA, Criterion
 from worker.compressor.pruning.evidence import Evidence
+from worker.compressor.pruning.matrices import Matrix
 
 if TYPE_CHECKING:
     from worker.compressor.graph.channels.analysis import Group
@@ -25,3 +26,8 @@ class Taylor(Criterion):
     def scores(self, group: Group, evidence: Evidence, rng: np.random.Generator) -> np.ndarray:
         """See `Criterion.scores`."""
         return np.abs(evidence.gradients[group.id].gates).mean(0)
+
+    def weight_scores(self, matrix: Matrix, evidence: Evidence, rng: np.random.Generator) -> np.ndarray:
+        """See `Criterion.weight_scores`."""
+        weight, moments = evidence.tensors[matrix.tensor].astype(np.float64), evidence.moments.get(matrix.tensor)
+        return np.zeros_like(weight) if moments is None else np.asarray(np.abs(weight) * moments.size)

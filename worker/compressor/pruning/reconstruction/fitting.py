@@ -34,24 +34,29 @@ class Aim:
         return self.wanted[piece] if self.branch is None else self.wanted[piece] - self.branch[piece]
 
 
-def fit(tail: Tail, x: Tensor, aim: Aim) -> Weights:
-    """The tensors with which the layer (and its BatchNorm) gives `aim` from `x` as nearly as it can."""
+def fit(tail: Tail, x: Tensor, aim: Aim, mask: Tensor | None = None) -> Weights:
+    """The tensors with which the layer (and its BatchNorm) gives `aim` from `x` as nearly as it can.
+
+    Where `mask` `[G, D, O]` is False the map stays 0.
+    """
     layer, start = tail.layer, tail.start()
     rows_per_sample = max(1, aim.wanted[0].numel() // aim.wanted.shape[layer.channel_axis])
     if layer.num_inputs > MAX_INPUTS:
         some = slice(0, max(1, MAX_WIDE_ROWS // rows_per_sample))
-        solved, bias = solve_wide(layer.unfold(x[some]), layer.rows(aim.own(some)), start, with_bias=tail.has_bias)
+        solved, bias = solve_wide(
+            layer.unfold(x[some]), layer.rows(aim.own(some)), start, with_bias=tail.has_bias, mask=mask
+        )
         return tail.weights(solved, bias, None)
     pieces = _Pieces(layer, x, rows_per_sample, keep=aim.is_rectified)
     gram = Gram(*start.shape)
     for piece, inputs in pieces:
         gram.add(inputs, layer.rows(aim.own(piece)))
-    solved, bias = gram.solve(start, with_bias=tail.has_bias)
+    solved, bias = gram.solve(start, with_bias=tail.has_bias, mask=mask)
     for penalty in PENALTIES if aim.is_rectified else ():
         again = gram.with_outputs()
         for piece, inputs in pieces:
             again.add_outputs(inputs, _auxiliary_outputs(layer, inputs, aim, piece, (solved, bias), penalty))
-        solved, bias = again.solve(start, with_bias=tail.has_bias)
+        solved, bias = again.solve(start, with_bias=tail.has_bias, mask=mask)
     return tail.weights(solved, bias, gram)
 
 

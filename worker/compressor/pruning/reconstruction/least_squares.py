@@ -8,6 +8,7 @@ Solves `min_W Σ_r |y_r - W'u_r|² + λ |W - W0|²`, so that directions the samp
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import copy
 
 import torch
@@ -53,8 +54,13 @@ class Gram:
         squares = ((self.inner @ weight) * weight).sum(1).reshape(-1) / self.num_rows
         return mean, (squares - mean.square()).clamp_min(0.0)
 
-    def solve(self, weight: Tensor, *, with_bias: bool, ridge: float = RIDGE) -> tuple[Tensor, Tensor | None]:
-        """New weights `[G, D, O]` near `weight`, and biases `[G, O]`, which no ridge holds back; float64."""
+    def solve(
+        self, weight: Tensor, *, with_bias: bool, mask: Tensor | None = None, ridge: float = RIDGE
+    ) -> tuple[Tensor, Tensor | None]:
+        """New weights `[G, D, O]` near `weight`, and biases `[G, O]`, which no ridge holds back; float64.
+
+        Where `mask` `[G, D, O]` is False, `weight` is 0 and stays so.
+        """
         inner, outer = self.inner, self.outer
         if with_bias:
             # A bias that is free is the same as a regression of centred values.
@@ -63,9 +69,15 @@ class Gram:
             outer = outer - self.num_rows * mean_in.unsqueeze(2) * mean_out.unsqueeze(1)
         start = weight.double()
         diagonal = inner.diagonal(dim1=1, dim2=2).mean(1)
-        damping = (ridge * diagonal).clamp_min(1e-12)[:, None, None] * torch.eye(inner.shape[1], dtype=torch.float64)
-        factor, failed = torch.linalg.cholesky_ex(inner + damping)
-        change = torch.cholesky_solve(outer - inner @ start, factor)
+        damping = (ridge * diagonal).clamp_min(1e-12)[:, None, None]
+        if mask is None:
+            factor, failed = torch.linalg.cholesky_ex(inner + damping * torch.eye(inner.shape[1], dtype=torch.float64))
+            change = torch.cholesky_solve(outer - inner @ start, factor)
+        else:
+            change, failed = (
+                masked_change(lambda w: inner @ w + damping * w, outer - inner @ start, mask),
+                torch.zeros(1),
+            )
         # A group whose system cannot be factored (inputs that are not finite) keeps its weights.
         sound = (failed == 0) & torch.isfinite(change).all(2).all(1)
         solved = torch.where(sound[:, None, None], start + change, start)
@@ -75,7 +87,13 @@ class Gram:
 
 
 def solve_wide(
-    inputs: Tensor, outputs: Tensor, weight: Tensor, *, with_bias: bool, ridge: float = RIDGE
+    inputs: Tensor,
+    outputs: Tensor,
+    weight: Tensor,
+    *,
+    with_bias: bool,
+    mask: Tensor | None = None,
+    ridge: float = RIDGE,
 ) -> tuple[Tensor, Tensor | None]:
     """The same solution where D exceeds R, from the R × R matrix: `W = W0 + U'(UU' + λI)⁻¹ (Y - U W0)`.
 
@@ -84,6 +102,16 @@ def solve_wide(
     start, mean_in, mean_out = weight.float(), inputs.mean(1, keepdim=True), outputs.mean(1, keepdim=True)
     if with_bias:
         inputs, outputs = inputs - mean_in, outputs - mean_out
+    if mask is not None:
+        turned = inputs.transpose(1, 2)
+        damp = (ridge * inputs.square().sum((1, 2)) / inputs.shape[2]).clamp_min(1e-12)[:, None, None]
+        change = masked_change(
+            lambda w: torch.bmm(turned, torch.bmm(inputs, w)) + damp * w,
+            torch.bmm(turned, outputs - torch.bmm(inputs, start)),
+            mask,
+        )
+        solved = torch.where(torch.isfinite(change).all(2).all(1)[:, None, None], start + change, start)
+        return solved, (mean_out - torch.bmm(mean_in, solved)).squeeze(1) if with_bias else None
     kernel = torch.bmm(inputs, inputs.transpose(1, 2)).double()
     damping = ridge * kernel.diagonal(dim1=1, dim2=2).sum(1) / inputs.shape[2]
     kernel = kernel + damping.clamp_min(1e-12)[:, None, None] * torch.eye(kernel.shape[1], dtype=torch.float64)
@@ -93,3 +121,29 @@ def solve_wide(
     sound = (failed == 0) & torch.isfinite(change).all(2).all(1)
     solved = torch.where(sound[:, None, None], start + change, start)
     return solved, (mean_out - torch.bmm(mean_in, solved)).squeeze(1) if with_bias else None
+
+
+CONJUGATE_STEPS = 60
+
+
+def masked_change(apply: Callable[[Tensor], Tensor], wanted: Tensor, mask: Tensor) -> Tensor:
+    """The `[G, D, O]` solution of `apply(w) = wanted` on the support of each column of `mask`, 0 elsewhere.
+
+    Each output has a support, and so a system, of its own; conjugate gradients (Hestenes and Stiefel 1952) solve all side
+    by side with one product a step. `apply` is symmetric and positive.
+    """
+    solution = torch.zeros_like(wanted)
+    residual = wanted * mask
+    direction, size = residual, residual.square().sum(1, keepdim=True)
+    enough, least = 1e-12 * size, torch.finfo(size.dtype).tiny
+    for _ in range(CONJUGATE_STEPS):
+        if bool((size <= enough).all()):
+            break
+        image = apply(direction) * mask
+        step = size / (direction * image).sum(1, keepdim=True).clamp_min(least)
+        step = torch.where(size <= enough, 0.0, step)
+        solution = solution + step * direction
+        residual = residual - step * image
+        previous, size = size, residual.square().sum(1, keepdim=True)
+        direction = residual + torch.where(previous > 0, size / previous.clamp_min(least), 0.0) * direction
+    return solution

@@ -36,14 +36,16 @@ def reconstruct(
     *,
     refit: bool,
     batchnorm: bool,
+    masked: frozenset[str] = frozenset(),
     progress: Callable[[float], None] = lambda share: None,
 ) -> tuple[Network, Repair]:
     """A copy of `cut` whose layers answer like those of `original` on `feeds`, as far as their weights allow.
 
     `refit` solves each Conv, Gemm and MatMul by least squares; `batchnorm` measures BatchNorm statistics anew. Layers
-    whose inputs are what they were are left alone, and so are weights that several nodes share.
+    whose inputs are what they were are left alone, and so are weights that several nodes share. The zeros of the tensors
+    that `masked` names stay zeros: what is left of these is fitted even where the inputs are what they were.
     """
-    pass_ = _Lockstep(original, cut.copy(), feeds, refit, batchnorm)
+    pass_ = _Lockstep(original, cut.copy(), feeds, refit, batchnorm, masked)
     with torch.inference_mode():
         for done, node in enumerate(pass_.student.network.nodes):
             pass_.advance(node)
@@ -55,12 +57,18 @@ class _Lockstep:
     """The two walks, and what was repaired so far."""
 
     def __init__(
-        self, original: Network, network: Network, feeds: Mapping[str, np.ndarray], refit: bool, batchnorm: bool
+        self,
+        original: Network,
+        network: Network,
+        feeds: Mapping[str, np.ndarray],
+        refit: bool,
+        batchnorm: bool,
+        masked: frozenset[str],
     ) -> None:
         tensors = {name: shared_tensor(np.ascontiguousarray(feed)) for name, feed in feeds.items()}
         self.teacher, self.student = Stepper(original, tensors), Stepper(network, dict(tensors))
         self.repair = Repair()
-        self._refit, self._batchnorm = refit, batchnorm
+        self._refit, self._batchnorm, self._masked = refit, batchnorm, masked
         self._common = {node.outputs[0] for node in original.nodes}
         self._readers: dict[str, list[Node]] = {}
         for node in network.nodes:
@@ -75,7 +83,8 @@ class _Lockstep:
         if pair is not None:
             before, target = pair
             x = self.student.inputs(node)[0]
-            if isinstance(x, Tensor) and not (x.shape == before.shape and torch.equal(x, before)):
+            is_masked = not self._masked.isdisjoint(node.inputs)
+            if isinstance(x, Tensor) and (is_masked or not (x.shape == before.shape and torch.equal(x, before))):
                 self._mend(node, x, target)
         self.student.step()
 
@@ -96,7 +105,10 @@ class _Lockstep:
         layer = linear_layer(node, self.student.network) if self._refit else None
         if layer is not None:
             tail = self._tail(layer)
-            for name, array in fit(tail, x, self._aim(tail, target)).items():
+            mask = None
+            if layer.weight in self._masked:
+                mask = layer.matrix(shared_tensor(self.student.network.tensors[layer.weight])) != 0
+            for name, array in fit(tail, x, self._aim(tail, target), mask).items():
                 self.student.set_weight(name, array)
             self.repair.refitted.append(node.name)
 

@@ -30,16 +30,25 @@ class Choice:
     kept_because: dict[str, str] = field(default_factory=dict)
 
 
-class Structure(Described, ABC):
-    """Decides what to remove of one network so that ceilings are met; the cutting itself is the graph's.
+@dataclass(frozen=True)
+class Masks:
+    """What a prune step decided: which numbers of each tensor stay (the others become 0), and why layers keep all."""
 
-    `look` gives what the criterion may look at, for the groups that it is to score.
-    """
+    kept: dict[str, np.ndarray]
+    kept_because: dict[str, str] = field(default_factory=dict)
+
+
+class Structure(Described, ABC):
+    """Decides what to remove of one network. `look` gives what the criterion may look at, for the groups that it scores."""
 
     def __init__(
         self, network: Network, shapes: Shapes, prune: Prune, look: Callable[[Sequence[Group]], Evidence]
     ) -> None:
         self.network, self.shapes, self.prune, self.look = network, shapes, prune, look
+
+
+class Narrowing(Structure):
+    """Makes layers narrower; the cutting itself is the graph's."""
 
     @abstractmethod
     def choose(self, ceilings: Mapping[str, int], rng: np.random.Generator, refused: Mapping[int, str]) -> Choice:
@@ -54,4 +63,23 @@ class Structure(Described, ABC):
         """
 
 
+class Masking(Structure):
+    """Sets single weights to zero, and leaves every shape as it is."""
+
+    @abstractmethod
+    def choose(self, num_zeros: int | None, rng: np.random.Generator) -> Masks:
+        """Which weights stay. `num_zeros` is how many of the network's parameters shall be 0, None where the structure says.
+
+        Raises:
+            TargetUnreachable: where there cannot be so many.
+            NothingRemoved: where there are already.
+            DataNeeded: where the criterion looks at samples, and there are none.
+        """
+
+
 STRUCTURES: Registry[Structure] = Registry("structure", __name__)
+
+
+def structure_of(prune: Prune) -> type[Structure]:
+    """The class of a step's structure: `2:4` and the like are `n:m`."""
+    return STRUCTURES.get("n:m" if ":" in prune.structure else prune.structure)

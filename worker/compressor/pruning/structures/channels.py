@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Hashable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -15,25 +14,23 @@ from worker.compressor.pruning import allocation
 from worker.compressor.pruning.choices import Choice as Widths
 from worker.compressor.pruning.choices import rounding_step
 from worker.compressor.pruning.criteria import CRITERIA
-from worker.compressor.pruning.structures import STRUCTURES, Choice, Structure
+from worker.compressor.pruning.matrices import LEFT_OUT, is_chosen
+from worker.compressor.pruning.structures import STRUCTURES, Choice, Narrowing
 
 if TYPE_CHECKING:
     from worker.compressor.graph.channels.analysis import Analysis, Group
     from worker.compressor.pruning.evidence import Evidence
 
 
-LEFT_OUT = "left out by the spec"
-
-
 @STRUCTURES.register
-class Channels(Structure):
+class Channels(Narrowing):
     """Removes coupled groups of channels; widths are rounded as `round_to` says."""
 
     name = "channels"
     help = "whole channels of coupled layers, so that the network is narrower everywhere"
 
     def choose(self, ceilings: Mapping[str, int], rng: np.random.Generator, refused: Mapping[int, str]) -> Choice:
-        """See `Structure.choose`."""
+        """See `Narrowing.choose`."""
         from worker.compressor.graph.cost import CostModel
 
         analysis = self._analysis
@@ -95,7 +92,7 @@ def _reasons(analysis: Analysis, prune: Prune) -> dict[int, str]:
     """Why groups stay whole: the spec leaves one of their layers out, or the cut would not be exact and nothing repairs it."""
     found = {}
     for group in analysis.groups:
-        left_out = next((layer for layer in group.layers if not _is_chosen(layer, prune)), None)
+        left_out = next((layer for layer in group.layers if not is_chosen(layer, prune)), None)
         if left_out is not None:
             found[group.id] = (
                 LEFT_OUT if len(group.layers) == 1 else f"coupled with '{left_out}', which the spec leaves out"
@@ -103,10 +100,3 @@ def _reasons(analysis: Analysis, prune: Prune) -> dict[int, str]:
         elif not group.exact and prune.recovery == "none":
             found[group.id] = f"{group.inexact_because}; a cut without recovery would not be exact"
     return found
-
-
-def _is_chosen(layer: str, prune: Prune) -> bool:
-    def matches(globs: list[str]) -> bool:
-        return any(fnmatch.fnmatchcase(layer, glob) for glob in globs)
-
-    return matches(prune.include) and not matches(prune.exclude)
