@@ -125,6 +125,9 @@ class Recovery(SpecModel):
     refit: bool = True
     batchnorm: bool = True
     samples: int = Field(default=512, ge=1, le=100_000)
+    distill: int = Field(
+        default=0, ge=0, le=1_000_000, description="Steps of label-free distillation from the original after the refit."
+    )
 
 
 class PruneTargets(SpecModel):
@@ -155,6 +158,9 @@ class Prune(SpecModel):
     )
     scope: Literal["global", "layer", "isomorphic"] = "global"
     target: PruneTargets | None = Field(default=None, validate_default=True)
+    iterations: int = Field(default=1, ge=1, le=100, description="Cuts in which the target is reached.")
+    schedule: Literal["linear", "cubic", "geometric"] = "geometric"
+    epochs_between: int = Field(default=1, ge=0, le=1000, description="Epochs of distillation between two cuts.")
     include: list[Glob] = Field(default=["*"], min_length=1, max_length=1000)
     exclude: list[Glob] = Field(default=[], max_length=1000)
     round_to: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] = "auto"
@@ -176,6 +182,13 @@ class Prune(SpecModel):
         if scope == "isomorphic" and info.data.get("structure", "channels") != "channels":
             raise PydanticCustomError("scope_mismatch", "only channels have isomorphic groups")
         return scope
+
+    @field_validator("iterations")
+    @classmethod
+    def _comes_in_parts(cls, iterations: int, info: ValidationInfo) -> int:
+        if iterations > 1 and _kind_of(info.data.get("structure", "channels")) == "n:m":
+            raise PydanticCustomError("schedule_mismatch", "n:m is reached in one cut")
+        return iterations
 
     @field_validator("target")
     @classmethod

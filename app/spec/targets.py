@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
@@ -14,15 +15,26 @@ _PERCENT = re.compile(r"(\d{1,3}(?:\.\d{1,9})?)\s?%")
 class Target:
     """A ceiling: `share` of the uploaded model's count in (0, 1), or an absolute `count` of at least 1."""
 
-    __slots__ = ("count", "share")
+    __slots__ = ("_way", "count", "share")
 
     def __init__(self, *, share: float | None = None, count: int | None = None) -> None:
         assert (share is None) != (count is None)
         self.share, self.count = share, count
+        self._way: Callable[[float], float] | None = None
+
+    def eased(self, way: Callable[[float], float]) -> Target:
+        """The target on the way to this one: `way` maps the share that this one leaves to the share to leave first."""
+        if self.share is not None:
+            return Target(share=way(self.share))
+        target = Target(count=self.count)
+        target._way = way
+        return target
 
     def resolve(self, whole: int) -> int:
         """The largest count that still meets the target, of an uploaded model that counts `whole`."""
-        return self.count if self.count is not None else int((self.share or 0.0) * whole)
+        if self.count is None:
+            return int((self.share or 0.0) * whole)
+        return self.count if self._way is None else int(self._way(min(self.count / whole, 1.0)) * whole)
 
     def __repr__(self) -> str:
         return f"Target({self.asked!r})"

@@ -38,13 +38,14 @@ JUDGING_BYTES = 1 << 30
 @dataclass
 class Proven:
     """What the prune steps did so far: kept units by step and group, the proof of each cut, and the tensors that have
-    zeros which training must leave in place.
+    zeros which training must leave in place. `removed_in`: the units of work that removed something.
     """
 
     kept: list[dict[str, list[int]]] = field(default_factory=list)
     kept_because: dict[str, str] = field(default_factory=dict)
     inexact: list[dict[str, Any]] = field(default_factory=list)
     masked: list[str] = field(default_factory=list)
+    removed_in: list[int] = field(default_factory=list)
 
 
 @dataclass

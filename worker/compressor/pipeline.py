@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from app.spec.schema import Spec
+from app.spec.schema import Prune, Spec
 from worker.compressor import steps
 from worker.compressor.context import Context, Stage
 from worker.compressor.delivery import rehearse
@@ -26,6 +26,7 @@ from worker.compressor.job import Job, Proven, open_job
 from worker.compressor.outcome import Outcome
 from worker.compressor.report.counts import totals
 from worker.compressor.request import Request
+from worker.compressor.schedule import Unit, expand
 
 # Rough shares of the work, for progress: an epoch against everything that takes seconds.
 _WEIGHTS = {"preparing": 1.0, "baseline": 4.0, "prune": 1.0, "recover": 5.0, "verify": 5.0, "latency": 3.0}
@@ -45,7 +46,7 @@ def compress(request: Request, emit: Callable[[dict[str, Any]], None], should_st
     context = Context(request, emit, should_stop, plan(request.spec))
     with context.stage("preparing"):
         job = open_job(context)
-        if any(step.distill or step.finetune for step in request.spec.steps):
+        if any(unit.kind != "prune" for unit in expand(request.spec)):
             rehearse(job.network, job.formats, request.folder)
     with context.stage("baseline") as stage:
         _measure_original(job, stage)
@@ -58,16 +59,18 @@ def compress(request: Request, emit: Callable[[dict[str, Any]], None], should_st
 
 def plan(spec: Spec) -> list[tuple[str, float]]:
     """The stages of a job in order, each with its share of the work."""
-    stages = ["preparing", "baseline"]
-    weights = []
-    for step in spec.steps:
-        stages.append(step.kind)
-        if step.prune and step.prune.recovery != "none":
-            stages.append("recover")
-        training = step.distill or step.finetune
-        weights += [training.epochs * _EPOCH_WEIGHT] if training else []
-    trained = iter(weights)
-    return [(name, _WEIGHTS[name] if name in _WEIGHTS else next(trained)) for name in (*stages, "verify", "latency")]
+    stages = [("preparing", _WEIGHTS["preparing"]), ("baseline", _WEIGHTS["baseline"])]
+    for unit in expand(spec):
+        if isinstance(unit.options, Prune):
+            stages += [(name, _WEIGHTS[name]) for name in _stages_of(unit)]
+        else:
+            stages.append((unit.kind, unit.options.epochs * _EPOCH_WEIGHT))
+    return [*stages, ("verify", _WEIGHTS["verify"]), ("latency", _WEIGHTS["latency"])]
+
+
+def _stages_of(unit: Unit) -> tuple[str, ...]:
+    recovers = isinstance(unit.options, Prune) and unit.options.recovery != "none"
+    return (unit.kind, "recover") if recovers else (unit.kind,)
 
 
 def _measure_original(job: Job, stage: Stage) -> None:
@@ -91,19 +94,33 @@ def _measure_original(job: Job, stage: Stage) -> None:
 
 def _do_steps(job: Job) -> None:
     done = _resume(job)
-    for number, step in enumerate(job.context.spec.steps):
+    for number, unit in enumerate(expand(job.context.spec)):
         if number <= done:
-            job.context.skip()
-            if step.prune and step.prune.recovery != "none":
+            for _ in _stages_of(unit):
                 job.context.skip()
             continue
-        if step.prune:
-            steps.prune(job, number, step.prune)
-            if step.prune.recovery != "none":
-                steps.recover(job, number, step.prune)
-        elif training := step.distill or step.finetune:
-            steps.train(job, number, training)
+        _do(job, number, unit)
         _save(job, number)
+
+
+def _do(job: Job, number: int, unit: Unit) -> None:
+    if isinstance(unit.options, Prune):
+        try:
+            steps.prune(job, number, unit.options)
+        except NothingRemoved:
+            first = number - unit.num_before
+            if not unit.is_on_the_way and not any(first <= cut < number for cut in job.proven.removed_in):
+                raise  # else an earlier cut of the step, rounded down, met the target already
+            for _ in _stages_of(unit)[1:]:
+                job.context.skip()
+            return
+        if unit.options.recovery != "none":
+            steps.recover(job, number, unit.options)
+    elif unit.is_on_the_way and not job.has_data:
+        job.context.skip()
+        job.context.warn("there is no data set, so nothing was trained between the cuts")
+    else:
+        steps.train(job, number, unit.options, unit.max_steps)
 
 
 def _save(job: Job, step: int) -> None:

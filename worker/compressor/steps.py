@@ -58,6 +58,7 @@ def prune(job: Job, step: int, options: Prune) -> None:
             _narrow(job, step, options, structure, stage)
         elif isinstance(structure, Masking):
             _mask(job, step, options, structure, stage)
+        job.proven.removed_in.append(step)
 
 
 def _narrow(job: Job, step: int, options: Prune, structure: Narrowing, stage: Stage) -> None:
@@ -221,8 +222,11 @@ def recover(job: Job, step: int, options: Prune) -> None:
             context.warn("recovery did not make the cut network better on the validation rows, so it stayed as cut")
 
 
-def train(job: Job, step: int, options: Distill | Finetune) -> None:
-    """Distill from the original, or fine-tune on labels; the network is never worse for it."""
+def train(job: Job, step: int, options: Distill | Finetune, max_steps: int | None = None) -> None:
+    """Distill from the original, or fine-tune on labels; the network is never worse for it.
+
+    `max_steps`: so many steps of the optimiser, whatever `options.epochs` says.
+    """
     context, name = job.context, options.__class__.__name__.lower()
     with context.stage(name) as stage:
         start = job.network.copy()
@@ -239,7 +243,7 @@ def train(job: Job, step: int, options: Distill | Finetune) -> None:
         if job.view(start) is None or not _has_room_for_batchnorm(start):
             modes = (False,)
         for insert in modes:
-            trained, made = _train_once(job, step, options, start, insert)
+            trained, made = _train_once(job, step, options, start, insert, max_steps)
             if trained.diverged is None:
                 break
             how = "with" if insert else "without"
@@ -252,7 +256,7 @@ def train(job: Job, step: int, options: Distill | Finetune) -> None:
 
 
 def _train_once(
-    job: Job, step: int, options: Distill | Finetune, start: Network, insert: bool
+    job: Job, step: int, options: Distill | Finetune, start: Network, insert: bool, max_steps: int | None
 ) -> tuple[Trained, Network]:
     """Train a copy of `start`; `insert` puts BatchNorm in where there is none and folds it back at the end."""
     start = with_biases(start) if insert else start
@@ -281,6 +285,7 @@ def _train_once(
             context.spec.seed,
             step,
             None if freed is not None else fixed_batch(start),
+            max_steps,
         ),
         Hooks(
             lambda share: context.progress(TEACHER_SHARE + (1 - TEACHER_SHARE) * share),

@@ -54,6 +54,10 @@ class TestCompleteSpec:
             ({"distill": {}}, "/spec/steps/0/distill"),
             ({"finetune": {}}, "/spec/steps/0/finetune"),
             ({"prune": {"target": {"macs": "50%"}, "recovery": {"refit": True}}}, "/spec/steps/0/prune/recovery"),
+            (
+                {"prune": {"target": {"macs": "50%"}, "iterations": 2, "epochs_between": 3}},
+                "/spec/steps/0/prune/epochs_between",
+            ),
             ({"prune": {"target": {"macs": "50%"}, "criterion": "taylor"}}, "/spec/steps/0/prune/criterion"),
         ],
     )

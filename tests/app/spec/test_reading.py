@@ -53,6 +53,7 @@ class TestReadSpec:
             (prune(target={"sparsity": "50%"}), "/spec/steps/0/prune/target", "target_mismatch"),
             (prune(target={"sparsity": "50%", "macs": "50%"}), "/spec/steps/0/prune/target", "target_mismatch"),
             (prune(structure="2:4"), "/spec/steps/0/prune/target", "target_mismatch"),
+            (prune(structure="2:4", target=None, iterations=2), "/spec/steps/0/prune/iterations", "schedule_mismatch"),
             (prune(structure="4:2"), "/spec/steps/0/prune/structure", "out_of_range"),
             (prune(structure="n:m"), "/spec/steps/0/prune/structure", "unknown_value"),
             (prune(target={"sparsity": 5}), "/spec/steps/0/prune/target/sparsity", "invalid_target"),

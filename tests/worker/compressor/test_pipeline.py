@@ -229,6 +229,28 @@ class TestSuccess:
             assert rows and all(((row != 0).sum(-1) <= 2).all() for row in rows)
         assert any("no faster" in warning for warning in outcome["warnings"])
 
+    @pytest.mark.parametrize(
+        ("data", "round_to", "last"),
+        # In steps of four channels the second cut meets the target, and the third has nothing left to do.
+        [("labelled", 1, ["prune", "recover", "distill"]), ("unlabelled", "auto", ["prune", "distill"])],
+    )
+    def test_cuts_and_training_in_turn_end_at_the_target(self, data, round_to, last, files, tmp_path):
+        prune = {"target": {"macs": "30%"}, "iterations": 3, "schedule": "cubic", "round_to": round_to}
+        spec = SPEC | {"steps": [{"prune": prune | {"recovery": {"distill": 12}}}]}
+        attempt, outcome = compressed(tmp_path, files / "net.onnx", files / f"{data}.npz", spec)
+        assert outcome["status"] == "succeeded", outcome
+        report = json.loads(artifact(attempt, "report.json").read_text())
+        names = [stage["name"] for stage in report["stages"]]
+        assert names[2:-2] == ["prune", "recover", "distill", "distill"] * 2 + last
+        assert 0.25 < outcome["result"]["ratio"]["macs"] <= 0.3
+        assert outcome["result"]["compressed"]["agreement"] > 0.85
+
+    def test_without_data_the_cuts_follow_each_other(self, files, tmp_path):
+        spec = SPEC | {"steps": [{"prune": {"target": {"macs": "50%"}, "iterations": 2}}]}
+        _, outcome = compressed(tmp_path, files / "net.onnx", None, spec)
+        assert outcome["result"]["ratio"]["macs"] <= 0.5
+        assert any("nothing was trained between" in warning for warning in outcome["warnings"])
+
     def test_a_criterion_looks_at_whole_batches_where_the_file_fixes_them(self, files, tmp_path):
         export_fixed(trained(), tmp_path, "mixed", 3)
         mix_samples(tmp_path / "mixed.onnx")

@@ -41,7 +41,8 @@ class Plan:
     """What to train with. `stream` tells apart the steps of a job that share its seed.
 
     `rows_at_once`: the only number of rows that the network takes, where its batch is fixed for good. It goes through a
-    batch in pieces then, and its normalisations keep their statistics.
+    batch in pieces then, and its normalisations keep their statistics. `max_steps`: so many steps in all, in place of
+    `epochs`; what is called an epoch is then at most a pass over the rows.
     """
 
     epochs: int
@@ -50,6 +51,7 @@ class Plan:
     seed: int
     stream: int
     rows_at_once: int | None = None
+    max_steps: int | None = None
 
 
 @dataclass
@@ -97,7 +99,10 @@ class Trainer:
         self._rows, self._original, self._objective = rows, original, objective
         self._judge, self._plan, self._hooks, self._device = judge, plan, hooks, device
         self._batch = min(plan.batch_size, len(rows))
-        self._steps_per_epoch = max(1, len(rows) // self._batch)
+        self._steps_per_epoch, self._epochs = max(1, len(rows) // self._batch), plan.epochs
+        if plan.max_steps is not None:
+            self._epochs = -(-plan.max_steps // self._steps_per_epoch)
+            self._steps_per_epoch = -(-plan.max_steps // self._epochs)
         self._parameters = [p for p in module.parameters() if p.requires_grad]
         kind = OPTIMIZERS.get(plan.optimizer.name)()
         self._optimizer = kind.build(self._parameters, plan.optimizer.lr, plan.optimizer.weight_decay)
@@ -113,7 +118,7 @@ class Trainer:
         if state is None:
             start = self._score()
             state = _State(Trained(start, start, 0), 0, _weights(self.module))
-        while state.epoch < self._plan.epochs and state.trained.diverged is None:
+        while state.epoch < self._epochs and state.trained.diverged is None:
             self._epoch(state)
             if state.trained.diverged is None:
                 self._save(checkpoint, state)
@@ -149,7 +154,7 @@ class Trainer:
         labels = self._rows.targets(positions)
         taught = self._original.answers(self._rows, positions, feeds) if self._objective.needs_teacher else ()
         for group in self._optimizer.param_groups:
-            total = self._plan.epochs * self._steps_per_epoch
+            total = self._epochs * self._steps_per_epoch
             group["lr"] = learning_rate(step, total, self._plan.optimizer.lr, self._plan.optimizer.schedule)
         with torch.autocast(self._device.type, self._precision, enabled=self._precision is not torch.float32):
             outputs = self._call(*(to_input(feed, self._device) for feed in feeds))
@@ -169,7 +174,7 @@ class Trainer:
         if time.monotonic() - self._told < REPORT_SECONDS:
             return
         self._told = time.monotonic()
-        self._hooks.progress((step + 1) / (self._plan.epochs * self._steps_per_epoch))
+        self._hooks.progress((step + 1) / (self._epochs * self._steps_per_epoch))
         self._hooks.metric("loss", step + 1, float(np.mean(losses[-20:])))
 
     def _score(self) -> Score:
