@@ -108,7 +108,10 @@ def _bundle(uneven: np.ndarray, left: np.ndarray, start: int) -> np.ndarray | No
     """A small even set of units: the first one around `start`, or a smaller one inside it."""
     bundle = _walk(uneven, left, start)
     while bundle is not None:
-        inside = (_walk(uneven, bundle, block) for block in np.flatnonzero(bundle).tolist())
+        blocks = np.flatnonzero(bundle)
+        if np.linalg.matrix_rank(uneven[:, blocks]) == len(blocks) - 1:  # all that is even inside is a multiple of one
+            return bundle // np.gcd.reduce(bundle)
+        inside = (_walk(uneven, bundle, block) for block in blocks.tolist())
         smaller = next((other for other in inside if other is not None and other.sum() < bundle.sum()), None)
         if smaller is None:
             break

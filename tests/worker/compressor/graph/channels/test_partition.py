@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
+from worker.compressor.graph.channels import partition as channels
 from worker.compressor.graph.channels.partition import partition
 
 
@@ -73,6 +74,15 @@ class TestPartition:
         grid = np.arange(384).reshape(8, 48)
         found = partition(uneven([grid, np.arange(384).reshape(48, 8).T.reshape(-1, 48)], 384), single(384))
         assert {int(bundle.sizes.sum()) for bundle in found.bundles} == {8}
+
+    def test_many_rows_are_walked_once_where_their_bundle_is_the_only_one(self, monkeypatch):
+        """RegNetZ has 132 groups in a convolution; a walk from each of them took minutes."""
+        walked = []
+        original = channels._walk
+        monkeypatch.setattr(channels, "_walk", lambda *given: walked.append(1) or original(*given))
+        found = partition(uneven([np.arange(1056).reshape(132, 8)], 1056), single(1056))
+        assert [(int(bundle.sizes.sum()), bundle.times) for bundle in found.bundles] == [(132, 8)]
+        assert len(walked) == 1
 
 
 class TestKeeping:
