@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.corpus_inputs import Feeds, give_random_weights, make_feeds, signature
 from worker.compressor.errors import CompressorError
 from worker.compressor.graph.channels.analysis import Analysis, analyse
-from worker.compressor.graph.counts import count, sources_of_constants, weights_of
+from worker.compressor.graph.counts import count, is_layer, sources_of_constants
 from worker.compressor.graph.description import describe
 from worker.compressor.graph.evaluation import run
 from worker.compressor.graph.exporters.onnx import write_onnx
@@ -146,8 +146,8 @@ class Subject:
                     units[piece.node] = max(units.get(piece.node, 0), number)
         sources = sources_of_constants(self.network)
         for node in self.network.nodes:
-            weights = weights_of(node, sources, self.network)
-            if operator_of(node).macs is None or not weights or node.name in writing:
+            is_counted = is_layer(node, sources, self.network)
+            if operator_of(node).macs is None or not is_counted or node.name in writing:
                 continue
             channels = _channels(self.analysis, node.outputs[0], node.op)
             depthwise = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +19,10 @@ _ASSEMBLED = {"Slice", "Split", "Concat"}
 
 @dataclass(frozen=True)
 class LayerCount:
-    """One operator that has weights or multiplies: its counts, and the shape of its first output for one sample."""
+    """One operator that has weights or multiplies: its counts, and the shape of its first output for one sample.
+
+    `has_weights` is also true of one whose weights are made of constants, and counted where these are read.
+    """
 
     name: str
     op: str
@@ -40,17 +44,24 @@ class Counts:
 
 @dataclass(frozen=True)
 class Sources:
-    """Which tensor a value is: `plain` behind Identity, Reshape and the like, `assembled` also behind Slice and Concat."""
+    """Which tensor a value is: `plain` behind Identity, Reshape and the like, `assembled` also behind Slice and Concat.
+
+    `made` are all values that are computed from constants alone, the constants among them.
+    """
 
     plain: Mapping[str, str]
     assembled: Mapping[str, tuple[str, ...]]
+    made: AbstractSet[str]
 
 
 def sources_of_constants(network: Network) -> Sources:
     """For each value that is a constant, or made of constants by moving their elements, the tensors that it is."""
     plain = {name: name for name in network.tensors}
     assembled: dict[str, tuple[str, ...]] = {name: (name,) for name in network.tensors}
+    made = set(network.tensors)
     for node in network.nodes:
+        if node.inputs and all(name in made or not name for name in node.inputs):
+            made.update(node.outputs)
         if node.domain != "":
             continue
         if node.op in _PASSED_THROUGH and node.inputs[0] in plain:
@@ -59,7 +70,7 @@ def sources_of_constants(network: Network) -> Sources:
         if node.op in _PASSED_THROUGH | _ASSEMBLED and all(name in assembled for name in parts):
             tensors = tuple(dict.fromkeys(tensor for name in parts for tensor in assembled[name]))
             assembled.update(dict.fromkeys(node.outputs, tensors))
-    return Sources(plain, assembled)
+    return Sources(plain, assembled, made)
 
 
 def weights_of(node: Node, sources: Sources, network: Network) -> list[tuple[int, str]]:
@@ -75,6 +86,17 @@ def weights_of(node: Node, sources: Sources, network: Network) -> list[tuple[int
         if name in sources.plain or operator.assembles:
             found += [(slot, tensor) for tensor in tensors if _is_weight(network.tensors[tensor])]
     return found
+
+
+def is_layer(node: Node, sources: Sources, network: Network) -> bool:
+    """Whether the node has weights, be they made of constants that others read (a weight that is standardised).
+
+    Of products (MatMul) that cannot be told: what is made of constants may be an operand like any other.
+    """
+    if weights_of(node, sources, network):
+        return True
+    slots = operator_of(node).weights
+    return 0 not in slots and any(node.inputs[slot] in sources.made for slot in slots if slot < len(node.inputs))
 
 
 def _is_weight(array: np.ndarray) -> bool:
@@ -101,5 +123,6 @@ def count(network: Network, feeds_shape: Mapping[str, tuple[int, ...]]) -> Count
         params = sum(network.tensors[name].size for name in new)
         macs = operator.macs(node, shapes) if operator.macs else 0
         if weights or macs:
-            layers.append(LayerCount(node.name, node.op, shapes[node.outputs[0]], params, macs, bool(weights)))
+            has_weights = is_layer(node, sources, network)
+            layers.append(LayerCount(node.name, node.op, shapes[node.outputs[0]], params, macs, has_weights))
     return Counts(sum(row.params for row in layers), nonzero, sum(row.macs for row in layers), layers)

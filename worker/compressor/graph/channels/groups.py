@@ -10,7 +10,7 @@ from worker.compressor.graph.channels.grouping import Analysis, Group, Home, Sli
 from worker.compressor.graph.channels.labelling import Labelling, Mark
 from worker.compressor.graph.channels.layer import Layer
 from worker.compressor.graph.channels.partition import Partition, partition
-from worker.compressor.graph.counts import sources_of_constants, weights_of
+from worker.compressor.graph.counts import is_layer, sources_of_constants
 
 _ALONE = "all its channels depend on each other"
 _EMPTY = "a part of a split would be left without channels"
@@ -278,7 +278,7 @@ class _Conclusion:
         can_go[list(self.reasons)] = False
         reasons = {}
         for node in self.network.nodes:
-            if not weights_of(node, sources, self.network):
+            if not is_layer(node, sources, self.network):
                 continue
             layers = [layer.array.reshape(-1) for name in node.outputs for layer in self.layers.get(name, [])]
             labels = np.concatenate(layers) if layers else np.empty(0, np.int64)

@@ -24,8 +24,7 @@ def join(walk: Labels, node: Node) -> None:
             walk._label_all(name)
     found: list[Layer] = []
     for name in names:
-        for layer in (raised(layer, rank) for layer in walk._layers(name)):
-            found = merge(walk, found, layer)
+        found = _with(walk, found, [raised(layer, rank) for layer in walk._layers(name)])
     found += [layer for name in names for layer in _spanned(walk, node, name, rank)]
     for name in names:
         found = [layer for layer in found if face(walk, node, layer, name, rank)]
@@ -33,6 +32,20 @@ def join(walk: Labels, node: Node) -> None:
             for layer in walk._layers(name):
                 walk._mark(node, "follows", layer.array)
     walk.layers[node.outputs[0]] = found
+
+
+def _with(walk: Labels, found: list[Layer], own: list[Layer]) -> list[Layer]:
+    """Add the layers of one more input, which are not one with each other: inputs and kernel of a flattened weight, say."""
+    known, added = found, []
+    for layer in own:
+        if any(layer.axes == other.axes and np.array_equal(layer.array, other.array) for other in found):
+            continue  # of a value that meets itself
+        merged = merge(walk, known, layer)
+        if len(merged) > len(known):
+            added.append(layer)
+        else:
+            known = merged
+    return [*known, *added]
 
 
 def merge(walk: Labels, found: list[Layer], layer: Layer) -> list[Layer]:

@@ -1,14 +1,17 @@
-"""Case 11: BatchNormalization in training mode of a weight [1, outputs, inputs] becomes InstanceNormalization.
+"""Case 11: BatchNormalization in training mode of a weight [1, outputs, inputs] becomes what can be run for inference.
 
 Networks without normaliser (Brock et al. 2021, arXiv 2101.08692) standardise the rows of their weights this way. With
-one sample both compute the same, and only the second can be run for inference. Of activations it stays, and is refused.
+one sample InstanceNormalization computes the same. Exporters write mean and variance beside it as operators that read
+the weight, by which it counts as one; there it is written out, so that it goes on counting. Of activations it stays, and
+is refused.
 """
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 
-from worker.compressor.graph.network import Network
+from worker.compressor.graph.network import Network, Origin
 
 _EPSILON = 1e-5
 
@@ -29,16 +32,53 @@ def _replace(network: Network, node: ir.Node) -> None:
     if reads_others or not _is_one_sample_of_a_weight(network, node.inputs[0]):
         return
     epsilon = node.attributes["epsilon"].as_float() if "epsilon" in node.attributes else _EPSILON
-    made = ir.Node(
-        "", "InstanceNormalization", list(node.inputs[:3]), [ir.AttrFloat32("epsilon", epsilon)], name=node.name
-    )
+    counts = len(node.inputs) > 3 and node.inputs[3] is not None and node.inputs[3].producer() is not None
+    made = _written_out(network, node, epsilon) if counts else _instance_norm(node, epsilon)
     output, name = node.outputs[0], node.outputs[0].name
-    made.outputs[0].shape, made.outputs[0].type = output.shape, output.type
+    last = made[-1].outputs[0]
+    last.shape, last.type = output.shape, output.type
     network.graph.insert_before(node, made)
-    ir.convenience.replace_all_uses_with(output, made.outputs[0], replace_graph_outputs=True)
+    ir.convenience.replace_all_uses_with(output, last, replace_graph_outputs=True)
     network.graph.remove(node, safe=True)
-    made.outputs[0].name = name
+    last.name = name
     network.changed()
+
+
+def _instance_norm(node: ir.Node, epsilon: float) -> list[ir.Node]:
+    attributes = [ir.AttrFloat32("epsilon", epsilon)]
+    return [ir.Node("", "InstanceNormalization", list(node.inputs[:3]), attributes, name=node.name)]
+
+
+def _written_out(network: Network, node: ir.Node, epsilon: float) -> list[ir.Node]:
+    """`(x - mean) / sqrt(variance + epsilon) * scale + bias` over the last axis of [1, outputs, inputs]."""
+    base, made = node.outputs[0].name, list[ir.Node]()
+
+    def constant(name: str, content: np.ndarray) -> ir.Value:
+        unique = network.unique_name(f"{base}.{name}")
+        return network.add_tensor(unique, content, Origin(unique, content.shape, made=True))
+
+    def add(op: str, *inputs: ir.Value | None, **attributes: int) -> ir.Value:
+        name = node.name if op == "Sub" else f"{node.name or base}/{op}.{len(made)}"
+        given = [ir.AttrInt64(key, value) for key, value in attributes.items()]
+        made.append(ir.Node("", op, list(inputs), given, name=name))
+        made[-1].outputs[0].name = f"{base}.{len(made)}"
+        return made[-1].outputs[0]
+
+    def over_axes(op: str, x: ir.Value | None, axis: int, newest: int, **attributes: int) -> ir.Value:
+        if network.opset >= newest:
+            return add(op, x, constant(f"axes.{len(made)}", np.array([axis])), **attributes)
+        value = add(op, x, **attributes)
+        made[-1].attributes["axes"] = ir.AttrInt64s("axes", [axis])
+        return value
+
+    x, scale, bias = node.inputs[:3]
+    centred = add("Sub", x, over_axes("ReduceMean", x, 2, 18, keepdims=1))
+    variance = over_axes("ReduceMean", add("Mul", centred, centred), 2, 18, keepdims=1)
+    dtype = np.float32 if x is None or x.name not in network.tensors else network.tensors[x.name].dtype
+    deviation = add("Sqrt", add("Add", variance, constant("epsilon", np.array(epsilon, dtype))))
+    scaled = add("Mul", add("Div", centred, deviation), over_axes("Unsqueeze", scale, 1, 13))
+    add("Add", scaled, over_axes("Unsqueeze", bias, 1, 13))
+    return made
 
 
 def _is_one_sample_of_a_weight(network: Network, value: ir.Value | None) -> bool:

@@ -10,6 +10,7 @@ from torch.nn.utils import parametrizations
 from tests.worker.compressor.graph import nets
 from tests.worker.compressor.graph.test_surgery import compare
 from worker.compressor.graph.channels.analysis import analyse
+from worker.compressor.graph.counts import count
 from worker.compressor.graph.importers import import_model
 from worker.compressor.graph.surgery import cut
 
@@ -113,6 +114,16 @@ class TestWeightsDividedByTheirNorm:
         made = cut(network, analysis, {group.id: kept[group.id] for group in analysis.groups if group.exact})
         error, control = compare(path, made.network, made.weights, nets.samples(network), tmp_path)
         assert error < 1e-5 and control > 1e-2
+
+    def test_or_standardised_come_in_as_exported_programs(self, tmp_path):
+        torch.manual_seed(3)
+        program = torch.export.export(Standardised().eval(), (torch.randn(2, 6, 16),))
+        torch.export.save(program, tmp_path / "m.pt2")
+        network, _ = import_model(tmp_path / "m.pt2", "exported_program", None)
+        analysis = analyse(network, network.sample_shapes)
+        assert {group.num_units: group.exact for group in analysis.groups} == {12: False, 16: True}
+        weights = [tensor.numel() for tensor in Standardised().parameters()]
+        assert count(network, network.sample_shapes).num_params == sum(weights)
 
 
 def test_weights_that_an_activation_or_a_cast_makes_are_cut(tmp_path):

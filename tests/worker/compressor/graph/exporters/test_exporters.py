@@ -23,7 +23,9 @@ class TestWriteOnnx:
         assert old.ir_version == new.ir_version and old.producer_name == new.producer_name
         constants = ("Constant", "Identity")
         names = lambda model: [n.name for n in model.graph.node if n.op_type not in constants]  # noqa: E731
-        assert names(old) == names(new)
+        # a shuffle of channels leaves as a Gather, under the name of the last node of the old one
+        gone = set(names(old)) - set(names(new)) if kind.__name__.startswith("Shuffle") else set()
+        assert [name for name in names(old) if name not in gone] == names(new)
         assert {t.name for t in old.graph.initializer} <= {t.name for t in new.graph.initializer} | {
             n.input[0] for n in old.graph.node if n.op_type == "Identity"
         }

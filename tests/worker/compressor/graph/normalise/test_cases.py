@@ -177,6 +177,29 @@ def test_case_11_weights_standardised_in_training_mode_are_by_an_instance_normal
     assert [node.op for node in network.nodes] == ["Reshape", "InstanceNormalization", "Reshape", "MatMul"]
 
 
+def test_case_11_weights_whose_mean_is_computed_beside_are_written_out_and_count(tmp_path):
+    nodes = [
+        helper.make_node("Reshape", ["w", "rows"], ["flat"]),
+        helper.make_node("ReduceMean", ["flat"], ["m"], axes=[0, 2], keepdims=0),
+        helper.make_node("ReduceMean", ["flat"], ["middle"], axes=[0, 2], keepdims=1),
+        helper.make_node("Sub", ["flat", "middle"], ["centred"]),
+        helper.make_node("Mul", ["centred", "centred"], ["square"]),
+        helper.make_node("ReduceMean", ["square"], ["v"], axes=[0, 2], keepdims=0),
+        helper.make_node(
+            "BatchNormalization", ["flat", "s", "b", "m", "v"], ["even", "n", "p"], training_mode=1, epsilon=1e-4
+        ),
+        helper.make_node("Reshape", ["even", "back"], ["weight"]),
+        helper.make_node("MatMul", ["x", "weight"], ["y"], name="mm"),
+    ]
+    weights = {"w": array(4, 4), "s": array(4), "b": array(4)}
+    sizes = {"rows": np.array([1, 4, -1]), "back": np.array([4, 4])}
+    network = load(nodes, tmp_path, weights | sizes, opset=17)
+    assert not {node.op for node in network.nodes} & {"BatchNormalization", "InstanceNormalization"}
+    counts = count(network, {"x": (1, 4)})
+    assert counts.num_params == 24  # the upload's Sub reads the weight as well
+    assert next(row for row in counts.layers if row.name == "mm").has_weights
+
+
 def test_case_11_of_activations_stay_in_training_mode(tmp_path):
     nodes = [
         helper.make_node("Mul", ["x", "s"], ["h"]),

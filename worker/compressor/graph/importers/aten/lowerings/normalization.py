@@ -14,7 +14,14 @@ def batch_norm(
     to: Call, input: Tensor, weight: Tensor | None, bias: Tensor | None, running_mean: Tensor | None,
     running_var: Tensor | None, training: bool = False, momentum: Number = 0.1, eps: float = 1e-5,
 ) -> ir.Value:  # fmt: skip
-    """BatchNorm by its running statistics."""
+    """BatchNorm by its running statistics; of one sample (a weight that is standardised) by its own."""
+    if training and running_mean is None and running_var is None and input.size(0) == 1 and input.rank > 2:
+        axes = list(range(2, input.rank))
+        centred = to.emit("Sub", input, to.emit("ReduceMean", input, axes=axes, keepdims=1))
+        variance = to.emit("ReduceMean", to.emit("Mul", centred, centred), axes=axes, keepdims=1)
+        small = to.build.scalar(eps, input.dtype)
+        made = to.emit("Div", centred, to.emit("Sqrt", to.emit("Add", variance, small)))
+        return _affine(to, made, weight, bias, input.rank)
     if training or running_mean is None or running_var is None:
         raise Unsupported("normalises by the statistics of the batch; call eval() before saving")
     scale = _filled(to, running_mean, 1.0) if weight is None else weight.value
