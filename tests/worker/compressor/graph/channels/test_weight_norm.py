@@ -123,7 +123,9 @@ class TestWeightsDividedByTheirNorm:
         analysis = analyse(network, network.sample_shapes)
         assert {group.num_units: group.exact for group in analysis.groups} == {12: False, 16: True}
         weights = [tensor.numel() for tensor in Standardised().parameters()]
-        assert count(network, network.sample_shapes).num_params == sum(weights)
+        counts = count(network, network.sample_shapes)
+        assert counts.num_params == sum(weights)
+        assert [row.has_weights for row in counts.layers if row.op == "Conv"] == [True, True]
 
 
 def test_weights_that_an_activation_or_a_cast_makes_are_cut(tmp_path):
