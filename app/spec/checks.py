@@ -68,6 +68,9 @@ def _asks_for_data(spec: Spec) -> list[FieldError]:
         elif step.prune and "data" in needs_of("criteria", step.prune.criterion):
             detail = f"the criterion {step.prune.criterion} looks at samples"
             errors.append(FieldError(f"/spec/steps/{i}/prune/criterion", "data_needed", detail))
+        elif step.prune and step.prune.sparsity_training:
+            detail = "sparsity training needs a data set"
+            errors.append(FieldError(f"/spec/steps/{i}/prune/sparsity_training", "data_needed", detail))
         elif step.prune and step.prune.iterations > 1 and "epochs_between" in step.prune.model_fields_set:
             detail = "training between cuts needs a data set"
             errors.append(FieldError(f"/spec/steps/{i}/prune/epochs_between", "data_needed", detail))

@@ -130,6 +130,14 @@ class Recovery(SpecModel):
     )
 
 
+class SparsityTraining(SpecModel):
+    """Training before the first cut, with `strength * penalty` added to the loss."""
+
+    penalty: Annotated[str, _one_of("penalties")] = "l1"
+    strength: float = Field(default=1e-4, gt=0, le=1e3)
+    epochs: int = Field(default=2, ge=1, le=10_000)
+
+
 class PruneTargets(SpecModel):
     """Ceilings on the uploaded model's counts, every one of which is met; `sparsity` is a floor on the share of zeros."""
 
@@ -165,6 +173,7 @@ class Prune(SpecModel):
     exclude: list[Glob] = Field(default=[], max_length=1000)
     round_to: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] = "auto"
     recovery: Recovery | Literal["none"] = Recovery()
+    sparsity_training: SparsityTraining | None = None
 
     @field_validator("criterion")
     @classmethod

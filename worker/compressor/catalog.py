@@ -18,12 +18,14 @@ from worker.compressor.distillation.students import STUDENTS
 from worker.compressor.evaluation.metrics import METRICS
 from worker.compressor.plugins import Described
 from worker.compressor.pruning.criteria import CRITERIA
+from worker.compressor.pruning.penalties import PENALTIES
 from worker.compressor.pruning.structures import STRUCTURES
 from worker.compressor.registry import Registry
 
 _REGISTRIES: dict[str, Registry[Any]] = {
     "criteria": CRITERIA,
     "structures": STRUCTURES,
+    "penalties": PENALTIES,
     "losses": LOSSES,
     "students": STUDENTS,
     "optimizers": OPTIMIZERS,

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from app.spec.schema import Prune, Spec
-from worker.compressor import steps
 from worker.compressor.context import Context, Stage
 from worker.compressor.delivery import rehearse
 from worker.compressor.errors import CompressorError, NothingRemoved, TargetUnreachable
@@ -27,6 +26,9 @@ from worker.compressor.outcome import Outcome
 from worker.compressor.report.counts import totals
 from worker.compressor.request import Request
 from worker.compressor.schedule import Unit, expand
+from worker.compressor.steps.pruning import prune
+from worker.compressor.steps.recovery import recover
+from worker.compressor.steps.training import sparsify, train
 
 # Rough shares of the work, for progress: an epoch against everything that takes seconds.
 _WEIGHTS = {"preparing": 1.0, "baseline": 4.0, "prune": 1.0, "recover": 5.0, "verify": 5.0, "latency": 3.0}
@@ -106,7 +108,7 @@ def _do_steps(job: Job) -> None:
 def _do(job: Job, number: int, unit: Unit) -> None:
     if isinstance(unit.options, Prune):
         try:
-            steps.prune(job, number, unit.options)
+            prune(job, number, unit.options)
         except NothingRemoved:
             first = number - unit.num_before
             if not unit.is_on_the_way and not any(first <= cut < number for cut in job.proven.removed_in):
@@ -115,12 +117,14 @@ def _do(job: Job, number: int, unit: Unit) -> None:
                 job.context.skip()
             return
         if unit.options.recovery != "none":
-            steps.recover(job, number, unit.options)
+            recover(job, number, unit.options)
     elif unit.is_on_the_way and not job.has_data:
         job.context.skip()
         job.context.warn("there is no data set, so nothing was trained between the cuts")
+    elif unit.sparsifying:
+        sparsify(job, number, unit.options, unit.sparsifying)
     else:
-        steps.train(job, number, unit.options, unit.max_steps)
+        train(job, number, unit.options, unit.max_steps)
 
 
 def _save(job: Job, step: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from app.spec.schema import Distill, Finetune, Loss, Prune, PruneTargets, Spec
+from app.spec.schema import Distill, Finetune, Loss, Prune, PruneTargets, SparsityTraining, Spec
 from app.spec.targets import Target
 
 
@@ -13,18 +13,19 @@ from app.spec.targets import Target
 class Unit:
     """One thing to do. `is_on_the_way`: a cut towards a target that a later one meets, or training that nobody asked for
     as a step: it may come to nothing. `max_steps` bounds the optimiser's steps. `num_before` units of the same step came
-    before this one.
+    before this one. `sparsifying` adds a penalty to the loss.
     """
 
     options: Prune | Distill | Finetune
     is_on_the_way: bool = False
     max_steps: int | None = None
     num_before: int = 0
+    sparsifying: SparsityTraining | None = None
 
     @property
     def kind(self) -> str:
-        """`prune`, `distill` or `finetune`."""
-        return type(self.options).__name__.lower()
+        """`prune`, `distill`, `finetune` or `sparsify`: the stage's name."""
+        return "sparsify" if self.sparsifying else type(self.options).__name__.lower()
 
 
 def expand(spec: Spec) -> list[Unit]:
@@ -54,6 +55,8 @@ def kept_share(final: float, done: float, schedule: str) -> float:
 
 def _cuts(prune: Prune) -> list[Unit]:
     units: list[Unit] = []
+    if prune.sparsity_training:
+        units.append(Unit(Distill(epochs=prune.sparsity_training.epochs), sparsifying=prune.sparsity_training))
     for number in range(1, prune.iterations + 1):
         is_last = number == prune.iterations
         target = prune.target if is_last else _towards(prune, number / prune.iterations)

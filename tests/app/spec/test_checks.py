@@ -58,6 +58,10 @@ class TestCompleteSpec:
                 {"prune": {"target": {"macs": "50%"}, "iterations": 2, "epochs_between": 3}},
                 "/spec/steps/0/prune/epochs_between",
             ),
+            (
+                {"prune": {"target": {"macs": "50%"}, "sparsity_training": {"epochs": 1}}},
+                "/spec/steps/0/prune/sparsity_training",
+            ),
             ({"prune": {"target": {"macs": "50%"}, "criterion": "taylor"}}, "/spec/steps/0/prune/criterion"),
         ],
     )

@@ -42,7 +42,7 @@ class Plan:
 
     `rows_at_once`: the only number of rows that the network takes, where its batch is fixed for good. It goes through a
     batch in pieces then, and its normalisations keep their statistics. `max_steps`: so many steps in all, in place of
-    `epochs`; what is called an epoch is then at most a pass over the rows.
+    `epochs`; what is called an epoch is then at most a pass over the rows. `keep_last`: the last epoch counts, not the best.
     """
 
     epochs: int
@@ -52,6 +52,7 @@ class Plan:
     stream: int
     rows_at_once: int | None = None
     max_steps: int | None = None
+    keep_last: bool = False
 
 
 @dataclass
@@ -79,7 +80,8 @@ class Trained:
 class Trainer:
     """Trains one module in place and leaves it at its best epoch; the start counts as epoch 0.
 
-    `zeros` names parameters whose zeros stay zero: no gradient reaches them, and decay leaves 0 as it is.
+    `zeros` names parameters whose zeros stay zero: no gradient reaches them, and decay leaves 0 as it is. `penalty` is added to
+    the loss.
     """
 
     def __init__(
@@ -93,6 +95,7 @@ class Trainer:
         hooks: Hooks,
         device: torch.device,
         zeros: frozenset[str] = frozenset(),
+        penalty: Callable[[], Tensor] | None = None,
     ) -> None:
         self.module = fast_layout(module, device)
         self._call: Call = self.module if plan.rows_at_once is None else in_pieces(self.module, plan.rows_at_once)
@@ -107,7 +110,7 @@ class Trainer:
         kind = OPTIMIZERS.get(plan.optimizer.name)()
         self._optimizer = kind.build(self._parameters, plan.optimizer.lr, plan.optimizer.weight_decay)
         self._precision = training_precision(module, device)
-        self._told = 0.0
+        self._told, self._penalty = 0.0, penalty
         for name, parameter in self.module.named_parameters():
             if name in zeros:
                 parameter.register_hook((parameter.detach() != 0).to(parameter.dtype).mul)
@@ -143,7 +146,7 @@ class Trainer:
         state.trained.losses.append(float(np.mean(losses)))
         score = self._score()
         self._hooks.metric(f"val_{score.name}", state.epoch * self._steps_per_epoch, abs(score.value))
-        if score > state.trained.best:
+        if score > state.trained.best or self._plan.keep_last:
             state.trained.best, state.trained.best_epoch, state.best = score, state.epoch, _weights(self.module)
             self._hooks.improved(self.module)
         if _rose(losses) and _fell(state.trained.start, score):
@@ -163,6 +166,8 @@ class Trainer:
             tuple(torch.from_numpy(np.ascontiguousarray(t)).to(self._device) for t in taught),
             None if labels is None else _labels(labels).to(self._device),
         )
+        if self._penalty is not None:
+            loss = loss + self._penalty()
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self._parameters, MAX_GRADIENT_NORM)

@@ -1,0 +1,151 @@
+"""A prune step: what to remove is chosen, removed, and where layers get narrower, proven."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from app.spec.schema import Prune
+from worker.compressor.context import Stage
+from worker.compressor.errors import GraphError
+from worker.compressor.graph.counts import count
+from worker.compressor.graph.precision import in_float32
+from worker.compressor.graph.proof import Proof, prove
+from worker.compressor.graph.surgery import Cut, cut
+from worker.compressor.graph.training.batch import fixed_batch, has_free_batch
+from worker.compressor.job import Feeds, Job
+from worker.compressor.pruning.matrices import LEFT_OUT
+from worker.compressor.pruning.structures import Choice, Masking, Narrowing, structure_of
+from worker.compressor.report.counts import layer_rows, pins
+from worker.compressor.steps.samples import PROOF, affordable_rows, evidence_for
+
+PROOF_SAMPLES = 16
+_DEAR = 0.2  # share of the MACs from which on a reason to keep layers is worth a warning
+
+
+def prune(job: Job, step: int, options: Prune) -> None:
+    """Remove what the structure says until the targets are met.
+
+    Raises:
+        TargetUnreachable, NothingRemoved, DataNeeded: see `Narrowing.choose`.
+        GraphError: where the cut network does not compute what the masked one does.
+    """
+    structure = structure_of(options)(
+        job.network, job.shapes, options, lambda groups: evidence_for(job, step, options, groups)
+    )
+    with job.context.stage("prune") as stage:
+        if isinstance(structure, Narrowing):
+            _narrow(job, step, options, structure, stage)
+        elif isinstance(structure, Masking):
+            _mask(job, step, options, structure, stage)
+        job.proven.removed_in.append(step)
+
+
+def _narrow(job: Job, step: int, options: Prune, structure: Narrowing, stage: Stage) -> None:
+    """Cut to the targets, and prove the cut."""
+    context = job.context
+    assert options.target is not None
+    whole = {"macs": job.counts.macs, "params": job.counts.num_params}
+    given = {"macs": options.target.macs, "params": options.target.params}
+    ceilings = {name: target.resolve(whole[name]) for name, target in given.items() if target is not None}
+    choice, made, proof = _proven_cut(job, step, structure, ceilings)
+    if made.inexact:
+        context.warn(_told_inexact(made))
+    if proof.vacuous:
+        context.warn("the proof of the cut says nothing: the removed channels do not matter on these samples")
+    before, job.network = job.network, made.network
+    job.proven.kept.append({str(group): units.tolist() for group, units in choice.kept.items()})
+    job.proven.kept_because.update(choice.kept_because)
+    for pin in pins(layer_rows(job.counts, job.counts, choice.kept_because)):
+        if pin["share"] >= _DEAR and pin["why"] != LEFT_OUT:
+            context.warn(f"{pin['share']:.0%} of the MACs were not up for removal: {pin['why']}")
+    sources = {name: origin.source for name, origin in before.origins.items()}
+    job.proven.inexact += [
+        row | {"weights": sorted({sources.get(name, name) for name in row["weights"]})} for row in made.inexact
+    ]
+    stage.metrics |= {"proof_error": proof.error, "proof_control": proof.control, "vacuous": proof.vacuous}
+    context.metric("proof_error", step, proof.error)
+
+
+def _mask(job: Job, step: int, options: Prune, structure: Masking, stage: Stage) -> None:
+    """Set weights to zero, of which training makes nothing else again."""
+    target = options.target.sparsity if options.target else None
+    num_params = count(job.network, job.shapes).num_params
+    num_zeros = None if target is None else math.ceil((target.share or 0.0) * num_params)
+    masks = structure.choose(num_zeros, job.context.rng(step))
+    made = job.network.copy()
+    for name, kept in masks.kept.items():
+        made.tensors[name] = np.where(kept, made.tensors[name], np.zeros((), made.tensors[name].dtype))
+    job.network = made
+    job.proven.masked = sorted({*job.proven.masked, *masks.kept})
+    job.proven.kept_because.update(masks.kept_because)
+    after = count(made, job.shapes)
+    stage.metrics |= {"sparsity": 1 - after.nonzero_params / after.num_params}
+    job.context.warn("zeros among the weights make the file smaller once packed; plain runtimes are no faster for them")
+
+
+def _proven_cut(job: Job, step: int, structure: Narrowing, ceilings: dict[str, int]) -> tuple[Choice, Cut, Proof]:
+    """A cut that meets the ceilings and passes the proof; groups that fail it stay whole, and others make up for them.
+
+    The proof is about the exact groups; what a normalisation over the cut axis makes of the others is for the recovery.
+    """
+    rows = fixed_batch(job.network) or 1
+    feeds = job.feeds(
+        job.data.val, affordable_rows(job, PROOF_SAMPLES, 3) if has_free_batch(job.network) else rows, PROOF
+    )
+    refused: dict[int, str] = {}
+    while True:
+        rng = job.context.rng(step)
+        choice = structure.choose(ceilings, rng, refused)
+        exact = {group: units for group, units in choice.kept.items() if choice.analysis.groups[group].exact}
+        try:
+            proof = _proven(job, choice, exact, feeds)
+            return choice, cut(job.network, choice.analysis, choice.kept), proof
+        except GraphError as error:
+            failing = _failing(job, choice, feeds)
+            if not failing:
+                raise
+            refused |= dict.fromkeys(failing, "the cut network would not compute what the original does without it")
+            for group in failing:
+                layers = ", ".join(choice.analysis.groups[group].layers[:4])
+                job.context.warn(
+                    f"the channels of {layers} stay whole, because cutting them failed its proof: {error.detail}"
+                )
+
+
+def _proven(job: Job, choice: Choice, kept: dict[int, np.ndarray], feeds: Feeds) -> Proof:
+    """The proof of a cut, in float32 whatever the network computes in: half precision would hide small mistakes."""
+    made = cut(job.network, choice.analysis, kept)
+    wide = replace(made, network=in_float32(made.network))
+    return prove(in_float32(job.network), wide, choice.analysis, feeds)
+
+
+def _failing(job: Job, choice: Choice, feeds: Feeds) -> list[int]:
+    """The groups that cannot be cut by themselves; else the first that cannot be cut with those before it."""
+    alone = [group for group in choice.kept if not _holds(job, choice, [group], feeds)]
+    if alone:
+        return alone
+    groups = list(choice.kept)
+    return next(([groups[n]] for n in range(1, len(groups)) if not _holds(job, choice, groups[: n + 1], feeds)), [])
+
+
+def _holds(job: Job, choice: Choice, groups: Sequence[int], feeds: Feeds) -> bool:
+    """Whether these groups can be cut together, and the exact ones pass the proof."""
+    kept = {group: choice.kept[group] for group in groups}
+    exact = {group: units for group, units in kept.items() if choice.analysis.groups[group].exact}
+    try:
+        cut(job.network, choice.analysis, kept)
+        if exact:
+            _proven(job, choice, exact, feeds)
+    except GraphError:
+        return False
+    return True
+
+
+def _told_inexact(made: Cut) -> str:
+    reasons = list(dict.fromkeys(row["why"] for row in made.inexact))
+    more = f", and {len(reasons) - 2} more reasons" if len(reasons) > 2 else ""
+    return f"a part of the cut cannot be exact and relies on the recovery: {'; '.join(reasons[:2])}{more}"

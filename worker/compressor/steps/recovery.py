@@ -1,0 +1,45 @@
+"""The repair of a cut network without labels."""
+
+from __future__ import annotations
+
+from app.spec.schema import Prune
+from worker.compressor.job import Job, taken_back
+from worker.compressor.pruning.reconstruction.lockstep import reconstruct
+from worker.compressor.steps.samples import RECOVERY, affordable_rows
+
+
+def recover(job: Job, step: int, options: Prune) -> None:
+    """Refit and re-estimate on unlabelled samples, kept only where it makes the network better."""
+    context = job.context
+    with context.stage("recover") as stage:
+        recovery = options.recovery
+        assert recovery != "none"
+        original, network = job.view(job.original), job.view(job.network)
+        if not job.has_data:
+            context.warn("there is no data set, so the cut network was not repaired: recovery needs samples")
+            return
+        if original is None or network is None:
+            context.warn(
+                "the file fixes the number of samples and cannot be freed from it, so the cut network was not repaired"
+            )
+            return
+        feeds = job.feeds(job.data.train, affordable_rows(job, recovery.samples, 2), RECOVERY + step)
+        fitted, repair = reconstruct(
+            original,
+            network,
+            feeds,
+            refit=recovery.refit,
+            batchnorm=recovery.batchnorm,
+            masked=frozenset(job.proven.masked),
+            progress=context.progress,
+        )
+        mended, judge = taken_back(job.network, fitted), job.judge()
+        before, after = judge(job.runner(job.network)), judge(job.runner(mended))
+        stage.metrics |= {"samples": len(next(iter(feeds.values())))}
+        stage.metrics |= {"refitted": len(repair.refitted), "measured": len(repair.measured)}
+        stage.metrics |= {"before": before.as_dict(), "after": after.as_dict()}
+        context.metric(after.name, step, abs(after.value))
+        if after > before:
+            job.network = mended
+        else:
+            context.warn("recovery did not make the cut network better on the validation rows, so it stayed as cut")

@@ -1,0 +1,52 @@
+"""The rows that a step looks at the network with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from app.spec.schema import Prune, Recovery
+from worker.compressor.distillation.objective import OutputKind, output_kind
+from worker.compressor.evaluation.footprint import affordable
+from worker.compressor.graph.channels.grouping import Group
+from worker.compressor.graph.precision import in_float32
+from worker.compressor.graph.training.batch import fixed_batch
+from worker.compressor.job import Job
+from worker.compressor.pruning.criteria import CRITERIA
+from worker.compressor.pruning.evidence import Evidence, Samples
+
+KIND_SAMPLES = 256
+FEWEST = 4
+# Streams of the job's randomness beside those of the units of work, which are numbered from 0.
+PROOF, RECOVERY, EVIDENCE, STATISTICS = 10_000, 20_000, 30_000, 40_000
+
+
+def evidence_for(job: Job, step: int, options: Prune, groups: Sequence[Group]) -> Evidence:
+    """What the criterion may look at: rows of the training split, where it asks for any."""
+    if not job.has_data or not CRITERIA.get(options.criterion).needs:
+        return Evidence(job.network, groups, options.combine)
+    view, fixed = job.view(job.network), fixed_batch(job.network)
+    wanted = options.recovery.samples if options.recovery != "none" else Recovery().samples
+    rows = job.data.train.sample(wanted, job.context.rng(EVIDENCE + step))
+    names = [port.name for port in job.original.inputs]
+    samples = Samples(
+        dict(zip(names, rows.feeds(slice(None)), strict=True)),
+        rows.targets(),
+        job.task,
+        output_kinds(job),
+        affordable_rows(job, wanted, 1) if view is not None or fixed is None else fixed,
+        job.context.spec.seed,
+    )
+    return Evidence(job.network, groups, options.combine, view or in_float32(job.network), samples)
+
+
+def output_kinds(job: Job) -> tuple[OutputKind | None, ...]:
+    """What the numbers of each output are, read off the original's answers."""
+    rows = job.data.train.sample(KIND_SAMPLES, np.random.default_rng(job.context.spec.seed))
+    return tuple(output_kind(answer, job.task) for answer in job.answers.answers(rows, slice(None)))
+
+
+def affordable_rows(job: Job, samples: int, num_networks: int) -> int:
+    """As many samples as so many networks side by side have room for in a gigabyte, but a few in any case."""
+    return min(samples, max(FEWEST, affordable(job.original, job.shapes, (1 << 30) // num_networks)))
