@@ -5,6 +5,7 @@ import onnx
 import pytest
 from safetensors.numpy import load_file
 
+from app.spec.targets import Target
 from tests.worker.compressor.networks import compressed, export, pictures, trained
 from worker.compressor import delivery, finishing
 from worker.compressor.errors import ExportError
@@ -80,6 +81,6 @@ class TestDelivery:
     def test_a_missed_target_tells_what_was_asked(self, files, tmp_path, monkeypatch):
         asked = {"asked": {"macs": "60%"}, "met": False}
         monkeypatch.setattr(finishing, "target_met", lambda *counts: asked)
-        monkeypatch.setattr(finishing, "_ceiling", lambda job, name: 1)
+        monkeypatch.setattr(finishing, "asked_targets", lambda spec: {"macs": Target(count=1)})
         _, outcome = compressed(tmp_path, files / "net.onnx", files / "data.npz", SPEC)
         assert outcome["error"]["code"] == "target_unreachable" and outcome["result"]["target"] == asked
