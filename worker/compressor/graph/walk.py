@@ -140,12 +140,20 @@ class Walk(Protocol):
         ...
 
     def normalise(
-        self, node: Node, x: int, axes: Sequence[int], weights: Sequence[Place] = (), *, whole: bool = True
+        self,
+        node: Node,
+        x: int,
+        axes: Sequence[int],
+        weights: Sequence[Place] = (),
+        *,
+        whole: bool = True,
+        does: str = "normalises",
     ) -> None:
         """Normalise the value in slot `x` over its axes: a cut along them is inexact.
 
         `weights`: slots of scales and biases, each with the axis of the value at which its axis 0 stands. `whole`: short
         blocks that are normalised by themselves go as a whole, which is exact; else they get narrower like long ones.
+        `does`: what the node does over the axes instead, that changes every channel with one that goes.
         """
         ...
 

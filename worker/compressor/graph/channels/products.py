@@ -111,7 +111,14 @@ class Products(Labels):
         rotate(self, node, heads)
 
     def normalise(
-        self, node: Node, x: int, axes: Sequence[int], weights: Sequence[Place] = (), *, whole: bool = True
+        self,
+        node: Node,
+        x: int,
+        axes: Sequence[int],
+        weights: Sequence[Place] = (),
+        *,
+        whole: bool = True,
+        does: str = "normalises",
     ) -> None:
         """Normalise over axes; see `walk.Walk`."""
         source, rank = node.inputs[x], len(self.shape(node.inputs[x]))
@@ -128,7 +135,7 @@ class Products(Labels):
             ):
                 layer = self._settled(layer, off=inside)
             elif inside:
-                self._inexact(layer.array, f"{node.op} '{node.name}' normalises over them")
+                self._inexact(layer.array, f"{node.op} '{node.name}' {does} over them")
             found.append(layer)
         self.layers[source] = found
         self.layers[node.outputs[0]] = list(found)

@@ -42,6 +42,9 @@ def _convolve_channels(walk: Walk, node: Node) -> None:
     if groups > 1 and weight[1] == 1:
         walk.follow(node, (0, 1), [(1, 0), *bias], slides=slides)
         return
+    if weight[:2] == (1, 1) and _keeps_lengths(walk, node):
+        walk.normalise(node, 0, slides, whole=False, does="slides")
+        return
     walk.consume(node, (0, 1), (1, 1), slides=slides, parts=groups)
     walk.produce(node, (1, 0), 1, also=bias, parts=groups)
 
@@ -50,6 +53,15 @@ def _slides(walk: Walk, node: Node) -> list[int]:
     """The axes along which a position of the output is not of the same position of the input alone."""
     kernel, before, after = (walk.shape(name)[2:] for name in (node.inputs[1], node.inputs[0], node.outputs[0]))
     return [2 + axis for axis, size in enumerate(kernel) if size > 1 or before[axis] != after[axis]]
+
+
+def _keeps_lengths(walk: Walk, node: Node) -> bool:
+    """Whether the output is as long as the input, whatever that is.
+
+    One filter of this kind may slide over channels themselves (ECA-Net, Wang et al. 2020, arXiv 1910.03151).
+    """
+    is_dense = all(stride == 1 for stride in node.attributes.get("strides", []))
+    return is_dense and walk.shape(node.inputs[0])[2:] == walk.shape(node.outputs[0])[2:]
 
 
 def _convolve_rewrite(view: CutView, node: Node) -> Rewrites:

@@ -45,7 +45,10 @@ def _reshape(call: Call) -> Any:
 
 
 def _reshape_known(node: Node, arrays: Sequence[np.ndarray]) -> np.ndarray:
-    return arrays[0].reshape([int(size) for size in arrays[1].tolist()])
+    target = [int(size) for size in arrays[1].tolist()]
+    if not node.attributes.get("allowzero", 0):
+        target = [arrays[0].shape[axis] if size == 0 else size for axis, size in enumerate(target)]
+    return arrays[0].reshape(target)
 
 
 def _flatten(call: Call) -> Any:

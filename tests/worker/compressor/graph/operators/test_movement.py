@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from onnx import TensorProto
+from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from tests.worker.compressor.graph.nets import difference, reference
@@ -23,6 +23,24 @@ class TestMovement:
     @pytest.mark.parametrize("target", [(2, 120), (0, -1), (-1, 5), (0, 2, 3, -1), (2, 6, 20)])
     def test_reshape(self, target, tmp_path):
         check("Reshape", [X, ints(*target)], 13, tmp_path)
+
+    @pytest.mark.parametrize("target", [[0, -1], [0, 1]])
+    def test_a_zero_keeps_the_size_in_numbers_of_shapes_too(self, target, tmp_path):
+        """`Shape` of x, as a column and back, is what x is reshaped to."""
+        nodes = [
+            helper.make_node("Shape", ["x"], ["shape"]),
+            helper.make_node("Reshape", ["shape", "target"], ["column"]),
+            helper.make_node("Reshape", ["column", "flat"], ["again"]),
+            helper.make_node("Relu", ["x"], ["positive"]),
+            helper.make_node("Reshape", ["positive", "again"], ["y"]),
+        ]
+        constants = [numpy_helper.from_array(ints(*target), "target"), numpy_helper.from_array(ints(-1), "flat")]
+        ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 6, 4, 5]) for name in "xy"]
+        graph = helper.make_graph(nodes, "g", ports[:1], ports[1:], constants)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+        (tmp_path / "net.onnx").write_bytes(model.SerializeToString())
+        network = import_model(tmp_path / "net.onnx", "onnx", None)[0]
+        np.testing.assert_array_equal(run(network, {"x": X})["y"], X.clip(0))
 
     @pytest.mark.parametrize("axis", [0, 1, 2, -1, 4])
     def test_flatten(self, axis, tmp_path):
