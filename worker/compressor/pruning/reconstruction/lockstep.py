@@ -85,7 +85,7 @@ class _Lockstep:
             x = self.student.inputs(node)[0]
             is_masked = not self._masked.isdisjoint(node.inputs)
             if isinstance(x, Tensor) and (is_masked or not (x.shape == before.shape and torch.equal(x, before))):
-                self._mend(node, x, target)
+                self._mend(node, x, before, target)
         self.student.step()
 
     def _catch_up(self, node: Node) -> tuple[Tensor, Tensor] | None:
@@ -97,13 +97,13 @@ class _Lockstep:
                 return (first, output) if isinstance(first, Tensor) and isinstance(output, Tensor) else None
         return None
 
-    def _mend(self, node: Node, x: Tensor, target: Tensor) -> None:
+    def _mend(self, node: Node, x: Tensor, before: Tensor, target: Tensor) -> None:
         if not self._is_alone(node):
             return
         if self._batchnorm and self._has_statistics(node) and node.name not in self.repair.measured:
             self._measure(node, x)
         layer = linear_layer(node, self.student.network) if self._refit else None
-        if layer is not None:
+        if layer is not None and _has_same_positions(layer, x, before):
             tail = self._tail(layer)
             mask = None
             if layer.weight in self._masked:
@@ -174,6 +174,14 @@ class _Lockstep:
             dtype = self.student.network.tensors[name].dtype
             self.student.set_weight(name, value.numpy().astype(dtype))
         self.repair.measured.append(node.name)
+
+
+def _has_same_positions(layer: LinearLayer, x: Tensor, before: Tensor) -> bool:
+    """Whether only channels went: where positions did (a filter that slides over channels), there is no row to compare with."""
+    mine, theirs = list(x.shape), list(before.shape)
+    if len(mine) == len(theirs):
+        mine[layer.channel_axis] = theirs[layer.channel_axis]
+    return mine == theirs
 
 
 def _kept(layer: LinearLayer, network: Network) -> np.ndarray | None:

@@ -9,6 +9,7 @@ from worker.compressor.graph.channels.analysis import analyse
 from worker.compressor.graph.evaluation import run
 from worker.compressor.graph.exporters.onnx import write_onnx
 from worker.compressor.graph.surgery import cut
+from worker.compressor.pruning.reconstruction.lockstep import reconstruct
 
 
 class Gated(nn.Module):
@@ -52,6 +53,16 @@ def test_channels_that_a_filter_slides_over_are_cut_and_inexact(tmp_path):
     feeds = nets.samples(network)
     wanted, got = nets.reference(tmp_path / "cut.onnx", feeds)[0], run(made.network, feeds)["y"]
     assert np.isfinite(got).all() and nets.difference(wanted, got) < 1e-5
+
+
+def test_the_filter_itself_is_not_refitted_to_positions_that_are_gone(tmp_path):
+    network, _ = nets.load(Gated, tmp_path)
+    analysis, feeds = analyse(network, network.sample_shapes), nets.samples(network, 32)
+    made = cut(network, analysis, nets.random_kept(analysis.groups, 0.4)).network
+    fitted, repair = reconstruct(network, made, feeds, refit=True, batchnorm=True)
+    assert "/slide/Conv" not in repair.refitted and "/b/Conv" in repair.refitted
+    wanted, before, after = (run(one, feeds)["y"] for one in (network, made, fitted))
+    assert np.abs(after - wanted).mean() < np.abs(before - wanted).mean()
 
 
 def test_channels_that_it_takes_by_twos_stay(tmp_path):
