@@ -23,7 +23,6 @@ class Reconstruction(Criterion):
     name = "reconstruction"
     help = "share of the next layers' outputs that a refit cannot bring back without the channel"
     needs: ClassVar[list[str]] = ["data"]
-    is_comparable: ClassVar[bool] = True
 
     def scores(self, group: Group, evidence: Evidence, rng: np.random.Generator) -> np.ndarray:
         """See `Criterion.scores`."""
