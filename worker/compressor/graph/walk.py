@@ -171,3 +171,9 @@ class Walk(Protocol):
     def pin(self, node: Node, why: str) -> None:
         """Every channel that reaches the node has to stay."""
         ...
+
+
+def sliding_axes(walk: Walk, node: Node, kernel: Sequence[int]) -> list[int]:
+    """The axes along which a position of the output is not of the same position of the input alone."""
+    before, after = (walk.shape(name)[2:] for name in (node.inputs[0], node.outputs[0]))
+    return [2 + axis for axis, size in enumerate(kernel) if size > 1 or before[axis] != after[axis]]

@@ -20,19 +20,15 @@ _Shapes = Mapping[str, tuple[int, ...]]
 
 def apply(network: Network) -> None:
     """Replace every such chain along an axis whose length is fixed, and which is not the first."""
-    chains = _chains(network)
-    if not chains:
-        return
     shapes = observe(network, network.sample_shapes).shapes
-    others = _shapes_elsewhere(network)
-    for first, turn, last in chains:
-        found = _order(first, turn, last, shapes)
-        if found is None or others is None:
-            continue
-        order, axis = found
-        again = _order(first, turn, last, others)
+    found = [(chain, place) for chain in _chains(network) if (place := _order(*chain, shapes)) is not None]
+    others = _shapes_elsewhere(network) if found else None
+    if others is None:
+        return
+    for chain, (order, axis) in found:
+        again = _order(*chain, others)
         if again is not None and again[1] == axis and np.array_equal(order, again[0]):
-            _replace(network, first.inputs[0], last.outputs[0], order, axis)
+            _replace(network, chain[0].inputs[0], chain[-1].outputs[0], order, axis)
     network.remove_unused()
 
 

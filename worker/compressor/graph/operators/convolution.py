@@ -14,7 +14,7 @@ from torch.nn import functional
 from worker.compressor.graph.network import Node
 from worker.compressor.graph.operator import Call, CutView, Operator, Rewrites, Shapes, register
 from worker.compressor.graph.padding import spatial_pads, symmetric, torch_pads
-from worker.compressor.graph.walk import Walk
+from worker.compressor.graph.walk import Walk, sliding_axes
 
 _CONV = {1: torch.conv1d, 2: torch.conv2d, 3: torch.conv3d}
 _TRANSPOSED = {1: torch.conv_transpose1d, 2: torch.conv_transpose2d, 3: torch.conv_transpose3d}
@@ -37,7 +37,7 @@ def _convolve(call: Call) -> Any:
 def _convolve_channels(walk: Walk, node: Node) -> None:
     groups = node.attributes.get("group", 1)
     weight = walk.shape(node.inputs[1])
-    slides = _slides(walk, node)
+    slides = sliding_axes(walk, node, weight[2:])
     bias = [(2, 0)] if len(node.inputs) > 2 and node.inputs[2] else []
     if groups > 1 and weight[1] == 1:
         walk.follow(node, (0, 1), [(1, 0), *bias], slides=slides)
@@ -47,12 +47,6 @@ def _convolve_channels(walk: Walk, node: Node) -> None:
         return
     walk.consume(node, (0, 1), (1, 1), slides=slides, parts=groups)
     walk.produce(node, (1, 0), 1, also=bias, parts=groups)
-
-
-def _slides(walk: Walk, node: Node) -> list[int]:
-    """The axes along which a position of the output is not of the same position of the input alone."""
-    kernel, before, after = (walk.shape(name)[2:] for name in (node.inputs[1], node.inputs[0], node.outputs[0]))
-    return [2 + axis for axis, size in enumerate(kernel) if size > 1 or before[axis] != after[axis]]
 
 
 def _keeps_lengths(walk: Walk, node: Node) -> bool:

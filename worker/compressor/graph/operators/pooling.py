@@ -15,7 +15,7 @@ from torch.nn import functional
 from worker.compressor.graph.network import Node
 from worker.compressor.graph.operator import Call, Operator, register
 from worker.compressor.graph.padding import spatial_pads, symmetric, torch_pads
-from worker.compressor.graph.walk import Walk
+from worker.compressor.graph.walk import Walk, sliding_axes
 
 _MAX = {1: functional.max_pool1d, 2: functional.max_pool2d, 3: functional.max_pool3d}
 _AVERAGE: dict[int, Callable[..., Any]] = {
@@ -162,9 +162,7 @@ def _global_lp(call: Call) -> Any:
 
 
 def _channels(walk: Walk, node: Node) -> None:
-    before, after = (walk.shape(name)[2:] for name in (node.inputs[0], node.outputs[0]))
-    kernel = node.attributes["kernel_shape"]
-    walk.keep(node, slides=[2 + axis for axis, size in enumerate(kernel) if size > 1 or before[axis] != after[axis]])
+    walk.keep(node, slides=sliding_axes(walk, node, node.attributes["kernel_shape"]))
 
 
 def _global_channels(walk: Walk, node: Node) -> None:
