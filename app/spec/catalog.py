@@ -29,9 +29,13 @@ def known_names(kind: str) -> tuple[str, ...]:
 
 def needs_of(kind: str, name: str) -> list[str]:
     """What a job must bring for that entry: `data`, `labels`."""
-    return next(list(entry["needs"]) for entry in load_catalog()[kind] if entry["name"] == name)
+    return list(_entry(kind, name)["needs"])
 
 
 def structures_of(criterion: str) -> list[str]:
     """The structures that a criterion scores."""
-    return next(list(entry["structures"]) for entry in load_catalog()["criteria"] if entry["name"] == criterion)
+    return list(_entry("criteria", criterion)["structures"])
+
+
+def _entry(kind: str, name: str) -> dict[str, Any]:
+    return next(entry for entry in load_catalog()[kind] if entry["name"] == name)

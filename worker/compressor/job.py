@@ -101,9 +101,12 @@ class Job:
 
     def feeds(self, rows: Rows, count: int, stream: int) -> Feeds:
         """Prepared inputs by name of up to `count` seeded rows."""
-        chosen = rows.sample(count, self.context.rng(stream))
+        return self.named(rows.sample(count, self.context.rng(stream)))
+
+    def named(self, rows: Rows) -> Feeds:
+        """Prepared inputs by name of all these rows."""
         names = [port.name for port in self.original.inputs]
-        return dict(zip(names, chosen.feeds(slice(None)), strict=True))
+        return dict(zip(names, rows.feeds(slice(None)), strict=True))
 
 
 def taken_back(network: Network, view: Network) -> Network:

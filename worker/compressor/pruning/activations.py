@@ -17,7 +17,7 @@ from worker.compressor.graph.evaluation import Stepper, shared_tensor
 from worker.compressor.graph.network import Network
 from worker.compressor.pruning.evidence import Samples
 from worker.compressor.pruning.reconstruction.layers import LinearLayer, linear_layer
-from worker.compressor.pruning.reconstruction.least_squares import RIDGE
+from worker.compressor.pruning.reconstruction.least_squares import RIDGE, Gram
 
 # Beyond this width the inverse costs more than it tells: inputs then count as uncorrelated.
 MAX_INPUTS = 2304
@@ -43,24 +43,29 @@ def observe_layers(view: Network, groups: Sequence[Group], samples: Samples) -> 
     """One forward pass over as many of the samples as have room."""
     wanted = _wanted(groups)
     found = Activations(*({group.id: np.full(group.num_units, np.nan) for group in groups} for _ in range(4)))
-    feeds = {
-        name: shared_tensor(np.ascontiguousarray(feed[: samples.pass_rows])) for name, feed in samples.feeds.items()
-    }
-    stepper = Stepper(view, feeds)
+    for layer, x, output in _linear_layers(view, samples):
+        readers, makers = (
+            [(group, part) for group, part in wanted.get((layer.node.name, role), []) if part.tensor == layer.weight]
+            for role in ("consumes", "produces")
+        )
+        if readers:
+            _note_readers(_Read(layer, x, view), readers, found)
+        for group, part in makers:
+            _add(found.spreads[group.id], part.units, _spread(layer, output))
+    return found
+
+
+def _linear_layers(view: Network, samples: Samples) -> Iterator[tuple[LinearLayer, Tensor, Tensor]]:
+    """Each linear layer with what it reads and makes, as the samples pass through."""
+    rows = {name: np.ascontiguousarray(feed[: samples.pass_rows]) for name, feed in samples.feeds.items()}
+    stepper = Stepper(view, {name: shared_tensor(feed) for name, feed in rows.items()})
     with torch.inference_mode():
         while (node := stepper.peek()) is not None:
-            readers, makers = wanted.get((node.name, "consumes"), []), wanted.get((node.name, "produces"), [])
-            layer = linear_layer(node, view) if readers or makers else None
-            x = stepper.inputs(node)[0] if readers else None
+            layer = linear_layer(node, view)
+            x = stepper.inputs(node)[0] if layer is not None else None
             output = stepper.step()[0]
-            if layer is None:
-                continue
-            if isinstance(x, Tensor):
-                _note_readers(layer, x, view, [(g, part) for g, part in readers if part.tensor == layer.weight], found)
-            for group, part in makers:
-                if part.tensor == layer.weight and isinstance(output, Tensor):
-                    _add(found.spreads[group.id], part.units, _spread(layer, output))
-    return found
+            if layer is not None and isinstance(x, Tensor) and isinstance(output, Tensor):
+                yield layer, x, output
 
 
 @dataclass(frozen=True)
@@ -76,22 +81,14 @@ class Inputs:
 def observe_inputs(view: Network, samples: Samples) -> dict[str, Inputs]:
     """One forward pass over as many of the samples as have room; the linear layers' weights, by tensor."""
     found: dict[str, Inputs] = {}
-    feeds = {
-        name: shared_tensor(np.ascontiguousarray(feed[: samples.pass_rows])) for name, feed in samples.feeds.items()
-    }
-    stepper = Stepper(view, feeds)
-    with torch.inference_mode():
-        while (node := stepper.peek()) is not None:
-            layer = linear_layer(node, view)
-            x = stepper.inputs(node)[0] if layer is not None else None
-            stepper.step()
-            if layer is None or not isinstance(x, Tensor) or layer.weight in found:
-                continue
-            read = _Read(layer, x, view)
-            norms = read.weight.abs() * read.sizes.unsqueeze(2)
-            own = read.diagonal if read.inverse is None else 1 / read.inverse.diagonal(dim1=1, dim2=2)
-            costs = read.weight.square() * own.unsqueeze(2) / read.energy
-            found[layer.weight] = Inputs(layer.stored(norms).numpy(), layer.stored(costs).numpy())
+    for layer, x, _ in _linear_layers(view, samples):
+        if layer.weight in found:
+            continue
+        read = _Read(layer, x, view)
+        norms = read.weight.abs() * read.sizes.unsqueeze(2)
+        own = read.diagonal if read.inverse is None else 1 / read.inverse.diagonal(dim1=1, dim2=2)
+        costs = read.weight.square() * own.unsqueeze(2) / read.energy
+        found[layer.weight] = Inputs(layer.stored(norms).numpy(), layer.stored(costs).numpy())
     return found
 
 
@@ -99,6 +96,7 @@ class _Read:
     """What a layer reads: `inverse` of the damped `H`, None where D is too wide; `weight` is `[G, D, O]`."""
 
     def __init__(self, layer: LinearLayer, x: Tensor, view: Network) -> None:
+        self.layer = layer
         self.weight = layer.matrix(torch.from_numpy(np.ascontiguousarray(view.tensors[layer.weight]))).double()
         inner = _inner(layer, x, centred=layer.bias is not None)
         self.energy = float(((inner @ self.weight) * self.weight).sum().clamp_min(1e-30))
@@ -132,15 +130,10 @@ def _spread(layer: LinearLayer, output: Tensor) -> np.ndarray:
     return np.asarray(deviations.double().numpy())
 
 
-def _note_readers(
-    layer: LinearLayer, x: Tensor, view: Network, readers: list[tuple[Group, Slice]], found: Activations
-) -> None:
-    if not readers:
-        return
-    read = _Read(layer, x, view)
+def _note_readers(read: _Read, readers: list[tuple[Group, Slice]], found: Activations) -> None:
     by_input = (read.weight.abs() * read.sizes.unsqueeze(2)).sum(2)
     for group, part in readers:
-        for row, positions in enumerate(_positions(layer, part)):
+        for row, positions in enumerate(_positions(read.layer, part)):
             for unit in np.unique(positions[positions >= 0]).tolist():
                 where = torch.from_numpy(np.flatnonzero(positions == unit))
                 _add_one(found.costs[group.id], unit, read.cost(row, where))
@@ -160,15 +153,13 @@ def _inner(layer: LinearLayer, x: Tensor, *, centred: bool) -> Tensor:
     """Mean of `u u'` over a sample of the rows, `[G, D, D]` in float64; of centred rows where a bias can make up for the mean."""
     rows_per_sample = max(1, layer.unfold(x[:1]).shape[1])
     every = max(1, len(x) * rows_per_sample // MAX_ROWS)
-    total, sums, count = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64), 0
+    gram = Gram(layer.num_groups, layer.num_inputs, 0)
     step = max(1, (16 << 20) // (rows_per_sample * layer.num_groups * layer.num_inputs))
     for at in range(0, len(x), step):
         rows = layer.unfold(x[at : at + step])[:, ::every]
-        total = total + torch.bmm(rows.transpose(1, 2), rows).double()
-        sums = sums + rows.sum(1, dtype=torch.float64)
-        count += rows.shape[1]
-    mean = sums / count
-    inner = total / count
+        gram.add(rows, rows[..., :0])
+    mean = gram.input_sum / gram.num_rows
+    inner = gram.inner / gram.num_rows
     return inner - mean.unsqueeze(2) * mean.unsqueeze(1) if centred else inner
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
+from torch import Tensor
 
 from worker.compressor.graph.channels.grouping import Group, Slice
 
+A = TypeVar("A", np.ndarray, Tensor)
 Combine = Literal["readers", "makers", "all"]
 _ROLES = {"readers": ("consumes",), "makers": ("produces",), "all": ("consumes", "produces")}
 
@@ -27,7 +29,7 @@ def unit_sums(group: Group, arrays: Mapping[str, np.ndarray], combine: Combine, 
     return np.where(touched, found, other)
 
 
-def matrices(
+def _matrices(
     group: Group, arrays: Mapping[str, np.ndarray], roles: tuple[str, ...]
 ) -> Iterator[tuple[Slice, np.ndarray]]:
     """The group's slices in these roles whose tensor has two axes or more, with their arrays."""
@@ -37,13 +39,16 @@ def matrices(
             yield part, array
 
 
-def by_unit(part: Slice, array: np.ndarray, num_units: int) -> np.ndarray:
+def pieces(part: Slice, array: A) -> Iterator[tuple[np.ndarray, A]]:
+    """`(units, piece)`: each equal part of axis 0 has its own order of units along the axis; one part is the whole tensor."""
+    units = np.atleast_2d(part.units)
+    yield from zip(units, array.reshape(len(units), -1, *array.shape[1:]), strict=True)
+
+
+def _by_unit(part: Slice, array: np.ndarray, num_units: int) -> np.ndarray:
     """The sum of a slice's numbers for each unit, `[num_units]`."""
     sums = np.zeros(num_units)
-    units = np.atleast_2d(part.units)
-    # Each equal part of axis 0 has its own order of units; one part is the whole tensor.
-    pieces = array.reshape(len(units), -1, *array.shape[1:])
-    for row, piece in zip(units, pieces, strict=True):
+    for row, piece in pieces(part, array):
         other_axes = tuple(axis for axis in range(piece.ndim) if axis != part.axis)
         per_position = piece.sum(axis=other_axes, dtype=np.float64)
         owned = row >= 0
@@ -56,8 +61,8 @@ def _sums(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The sums, and for each unit whether any matrix touches it."""
     total, touched = np.zeros(group.num_units), np.zeros(group.num_units, bool)
-    for part, array in matrices(group, arrays, roles):
-        sums = by_unit(part, array, group.num_units)
+    for part, array in _matrices(group, arrays, roles):
+        sums = _by_unit(part, array, group.num_units)
         total += sums / sums.mean() if alike and sums.any() else sums
         touched[part.units[part.units >= 0]] = True
     return total, touched
@@ -66,10 +71,8 @@ def _sums(
 def distances(group: Group, tensors: Mapping[str, np.ndarray], combine: Combine) -> np.ndarray:
     """For each unit the summed Euclidean distances to all others, `[num_units]`; each tensor counts alike."""
     total = np.zeros(group.num_units)
-    for part, array in matrices(group, tensors, _ROLES[combine]):
-        units = np.atleast_2d(part.units)
-        pieces = array.reshape(len(units), -1, *array.shape[1:])
-        for row, piece in zip(units, pieces, strict=True):
+    for part, array in _matrices(group, tensors, _ROLES[combine]):
+        for row, piece in pieces(part, array):
             total += _distances_in(row, np.moveaxis(piece, part.axis, 0).reshape(len(row), -1), group.num_units)
     return total
 

@@ -79,8 +79,8 @@ class Evidence:
         return observe_layers(view, self.groups, samples)
 
     @cached_property
-    def moments(self) -> dict[str, Moments]:
-        """What a loss says of each weight, by tensor.
+    def moments(self) -> Mapping[str, Moments]:
+        """What a loss says of each weight, by tensor; a tensor that no gradient reaches has zeros.
 
         Raises:
             DataNeeded: where the job has no data.

@@ -8,6 +8,7 @@ its Fisher information (Kunstner et al. 2019, arXiv 1905.12558): the network's o
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -47,14 +48,16 @@ class Moments:
 
 
 def weight_moments(view: Network, samples: Samples) -> dict[str, Moments]:
-    """The gradients of every weight over up to `MAX_ROWS` rows, by tensor."""
+    """The gradients of every weight over up to `MAX_ROWS` rows, by tensor; zeros of one number for all others."""
     sizes, squares, number = dict[str, np.ndarray](), dict[str, np.ndarray](), 0
     for gradients in _batches(to_module(view).eval(), view, samples):
         number += 1
         for name, gradient in gradients.items():
             sizes[name] = sizes.get(name, 0.0) + np.abs(gradient)
             squares[name] = squares.get(name, 0.0) + np.square(gradient)
-    return {name: Moments(sizes[name] / number, squares[name] / number) for name in sizes}
+    nothing = Moments(np.zeros(1), np.zeros(1))
+    found = {name: Moments(sizes[name] / number, squares[name] / number) for name in sizes}
+    return defaultdict(lambda: nothing, found)
 
 
 def unit_gradients(

@@ -29,9 +29,8 @@ def evidence_for(job: Job, step: int, options: Prune, groups: Sequence[Group]) -
     view, fixed = job.view(job.network), fixed_batch(job.network)
     wanted = options.recovery.samples if options.recovery != "none" else Recovery().samples
     rows = job.data.train.sample(wanted, job.context.rng(EVIDENCE + step))
-    names = [port.name for port in job.original.inputs]
     samples = Samples(
-        dict(zip(names, rows.feeds(slice(None)), strict=True)),
+        job.named(rows),
         rows.targets(),
         job.task,
         output_kinds(job),

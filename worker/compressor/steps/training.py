@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from worker.compressor.distillation.objective import Objective
 from worker.compressor.distillation.students import STUDENTS
 from worker.compressor.distillation.trainer import Hooks, Plan, Trained, Trainer
 from worker.compressor.errors import PruningError
-from worker.compressor.graph.channels.analysis import analyse
+from worker.compressor.graph.channels.analysis import Group, analyse
 from worker.compressor.graph.network import Network
 from worker.compressor.graph.precision import in_float32
 from worker.compressor.graph.training.batch import fixed_batch
@@ -69,11 +69,11 @@ def sparsify(job: Job, step: int, options: Distill | Finetune, sparsity: Sparsit
                 code="batchnorm_needed",
                 hint="Choose the penalty l1 or group_lasso.",
             )
-        _histogram(job, stage, "before", start)
+        groups = analyse(start, job.shapes).groups
+        _histogram(job, stage, "before", start, groups)
 
         def penalised(module: GraphModule, view: Network) -> Callable[[], Tensor]:
-            groups = analyse(view, job.shapes).groups
-            value = penalty.of(Trainee(module, view, groups))
+            value = penalty.of(Trainee(module, view, analyse(view, job.shapes).groups))
             return lambda: sparsity.strength * value()
 
         trained, made = _Run(job, step, options, start, insert=insert, penalised=penalised).train()
@@ -82,7 +82,7 @@ def sparsify(job: Job, step: int, options: Distill | Finetune, sparsity: Sparsit
             context.warn(f"sparsity training was given up: {trained.diverged}")
             return
         job.network = made
-        _histogram(job, stage, "after", made)
+        _histogram(job, stage, "after", made, groups)
 
 
 def _start(job: Job, options: Distill | Finetune) -> Network:
@@ -170,12 +170,11 @@ def _loss_of(options: Distill | Finetune) -> Any:
     return options.loss if isinstance(options, Distill) else None
 
 
-def _histogram(job: Job, stage: Stage, when: str, network: Network) -> None:
+def _histogram(job: Job, stage: Stage, when: str, network: Network, groups: Sequence[Group]) -> None:
     """The norms of all units' weights, those that make and those that read them, as a histogram of 20 equal bins up to the
     largest before, and as quantiles among the metrics (`norm_p50`: step 0 before, 1 after).
     """
     squares = {name: np.square(array.astype(np.float64)) for name, array in network.tensors.items() if array.ndim > 1}
-    groups = analyse(network, job.shapes).groups
     values = np.sqrt(np.concatenate([np.zeros(0), *(unit_sums(group, squares, "all") for group in groups)]))
     if not len(values):
         return

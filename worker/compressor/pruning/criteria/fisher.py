@@ -29,5 +29,5 @@ class Fisher(Criterion):
 
     def weight_scores(self, matrix: Matrix, evidence: Evidence, rng: np.random.Generator) -> np.ndarray:
         """See `Criterion.weight_scores`."""
-        weight, moments = evidence.tensors[matrix.tensor].astype(np.float64), evidence.moments.get(matrix.tensor)
-        return np.zeros_like(weight) if moments is None else np.asarray(np.square(weight) * moments.square)
+        weight = evidence.tensors[matrix.tensor].astype(np.float64)
+        return np.asarray(np.square(weight) * evidence.moments[matrix.tensor].square)

@@ -6,10 +6,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from worker.compressor.graph.channels.grouping import Slice
+from worker.compressor.pruning.combining import pieces
 from worker.compressor.pruning.penalties import PENALTIES, Penalty, Trainee
 
 _LEAST = 1e-12  # a root has no slope at 0
@@ -29,7 +30,7 @@ class GroupLasso(Penalty):
             (
                 group.num_units,
                 [
-                    (parameters[part.tensor], part.axis, torch.from_numpy(np.atleast_2d(part.units)))
+                    (parameters[part.tensor], part)
                     for part in group.slices
                     if part.tensor in parameters and parameters[part.tensor].ndim > 1 and part.role != "follows"
                 ],
@@ -44,12 +45,12 @@ class GroupLasso(Penalty):
         return penalty
 
 
-def _squares(parts: list[tuple[nn.Parameter, int, Tensor]], num_units: int) -> Tensor:
+def _squares(parts: list[tuple[nn.Parameter, Slice]], num_units: int) -> Tensor:
     """For each unit the sum of squares of its weights, `[U]`."""
     total = torch.zeros(num_units + 1, device=parts[0][0].device)  # the last place is for what is of no unit
-    for parameter, axis, units in parts:
-        pieces = parameter.float().square().reshape(len(units), -1, *parameter.shape[1:])
-        for row, piece in zip(units, pieces, strict=True):
-            others = [other for other in range(piece.ndim) if other != axis]
-            total = total.index_add(0, (row % (num_units + 1)).to(total.device), piece.sum(others))
+    for parameter, part in parts:
+        for row, piece in pieces(part, parameter.float().square()):
+            others = [other for other in range(piece.ndim) if other != part.axis]
+            places = torch.from_numpy(row % (num_units + 1)).to(total.device)
+            total = total.index_add(0, places, piece.sum(others))
     return total[:-1]

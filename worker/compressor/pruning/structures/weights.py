@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import numpy as np
-from pydantic import BaseModel
 
 from worker.compressor.errors import NothingRemoved, TargetUnreachable
-from worker.compressor.plugins import NoOptions
+from worker.compressor.graph.counts import count
 from worker.compressor.pruning.criteria import CRITERIA
 from worker.compressor.pruning.matrices import Matrix, matrices_of
 from worker.compressor.pruning.structures import STRUCTURES, Masking, Masks
@@ -23,30 +20,25 @@ class Weights(Masking):
 
     name = "weights"
     help = "single weights become zero; the shapes stay, so that plain runtimes gain no speed"
-    Options: ClassVar[type[BaseModel]] = NoOptions
 
     def choose(self, num_zeros: int | None, rng: np.random.Generator) -> Masks:
         """See `Masking.choose`."""
         assert num_zeros is not None
         matrices, kept_because = matrices_of(self.network, self.prune)
-        wanted = num_zeros - self._zeros_elsewhere(matrices)
-        sizes = [self.network.tensors[matrix.tensor].size for matrix in matrices]
-        if wanted > sum(sizes):
-            detail = f"sparsity: only {sum(sizes)} weights can become 0, and {wanted} would have to"
-            raise TargetUnreachable(detail, asked=num_zeros, best=num_zeros - wanted + sum(sizes))
-        if wanted <= sum(int(np.sum(self.network.tensors[matrix.tensor] == 0)) for matrix in matrices):
+        arrays = [self.network.tensors[matrix.tensor] for matrix in matrices]
+        size, zeros = sum(array.size for array in arrays), sum(int((array == 0).sum()) for array in arrays)
+        counts = count(self.network, self.shapes)
+        elsewhere = counts.num_params - counts.nonzero_params - zeros
+        wanted = num_zeros - elsewhere
+        if wanted > size:
+            detail = f"sparsity: only {size} weights can become 0, and {wanted} would have to"
+            raise TargetUnreachable(detail, asked=num_zeros, best=elsewhere + size)
+        if wanted <= zeros:
             raise NothingRemoved("so many weights are 0 already")
         scores = self._scores(matrices, rng)
         cut = _lowest_of_all if self.prune.scope == "global" else _lowest_of_each
         kept = {matrix.tensor: flags for matrix, flags in zip(matrices, cut(scores, wanted), strict=True)}
         return Masks(kept, kept_because)
-
-    def _zeros_elsewhere(self, matrices: list[Matrix]) -> int:
-        from worker.compressor.graph.counts import count
-
-        counts = count(self.network, self.shapes)
-        zeros = sum(int(np.sum(self.network.tensors[matrix.tensor] == 0)) for matrix in matrices)
-        return counts.num_params - counts.nonzero_params - zeros
 
     def _scores(self, matrices: list[Matrix], rng: np.random.Generator) -> list[np.ndarray]:
         criterion, evidence = CRITERIA.get(self.prune.criterion)(), self.look([])
@@ -59,13 +51,13 @@ class Weights(Masking):
         return found
 
 
-def _lowest_of_all(scores: list[np.ndarray], count: int) -> list[np.ndarray]:
+def _lowest_of_all(scores: list[np.ndarray], number: int) -> list[np.ndarray]:
     protected = [_protected(matrix) for matrix in scores]
-    if count > sum(int((~flags).sum()) for flags in protected):
+    if number > sum(int((~flags).sum()) for flags in protected):
         protected = [np.zeros(matrix.shape, bool) for matrix in scores]
     flat = np.concatenate([np.where(p, np.inf, s).reshape(-1) for s, p in zip(scores, protected, strict=True)])
     kept = np.ones(len(flat), bool)
-    kept[np.argsort(flat, kind="stable")[:count]] = False
+    kept[np.argsort(flat, kind="stable")[:number]] = False
     ends = np.cumsum([matrix.size for matrix in scores])[:-1]
     return [part.reshape(matrix.shape) for part, matrix in zip(np.split(kept, ends), scores, strict=True)]
 
@@ -76,8 +68,8 @@ def _protected(scores: np.ndarray) -> np.ndarray:
     return flat.reshape(scores.shape)
 
 
-def _lowest_of_each(scores: list[np.ndarray], count: int) -> list[np.ndarray]:
-    total, kept, left = sum(matrix.size for matrix in scores), [], count
+def _lowest_of_each(scores: list[np.ndarray], number: int) -> list[np.ndarray]:
+    total, kept, left = sum(matrix.size for matrix in scores), [], number
     for matrix in scores:
         share = -(-left * matrix.size // total)  # rounded up: the last matrix makes up for it
         flags = np.ones(matrix.size, bool)
