@@ -47,6 +47,8 @@ def pictures(count, seed=0):
 
 
 PREPROCESS = {"scale": 1 / 255, "mean": [0.4], "std": [0.25]}
+PRUNE = {"prune": {"target": {"macs": "50%"}}}
+SPEC = {"task": "classification", "preprocess": PREPROCESS, "steps": [PRUNE]}
 
 
 def trained(seed=0, epochs=6, **options):
@@ -187,3 +189,7 @@ def compressed(folder: Path, source: Path, data: Path | None, spec: dict, *, sho
         spec=full.as_json(),
         **given,
     )
+
+
+def artifact(attempt, name):
+    return attempt.folder / "output" / name

@@ -7,13 +7,14 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from onnx import numpy_helper
 
 from tests.worker.compressor.networks import (
     PREPROCESS,
+    PRUNE,
+    SPEC,
     Attempt,
+    artifact,
     compressed,
-    export,
     export_fixed,
     inspected,
     mix_samples,
@@ -21,30 +22,7 @@ from tests.worker.compressor.networks import (
     sha256,
     trained,
 )
-from worker.compressor.errors import GraphError, RunAborted
-from worker.compressor.steps import pruning as steps
-
-PRUNE = {"prune": {"target": {"macs": "50%"}}}
-SPEC = {"task": "classification", "preprocess": PREPROCESS, "steps": [PRUNE]}
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("files")
-    export(trained(), folder)
-    export(trained(num_outputs=1), folder, "value")
-    leaning = trained()
-    with torch.no_grad():
-        leaning.fc2.bias[0] += 4  # few units cannot outweigh it
-    export(leaning, folder, "leaning")
-    export_fixed(trained(), folder)
-    (x, y), (xt, yt) = pictures(400, 1), pictures(120, 2)
-    np.savez(folder / "labelled.npz", x_train=x, y_train=y, x_test=xt, y_test=yt)
-    np.savez(folder / "unlabelled.npz", x_train=x, x_test=xt)
-    np.savez(folder / "values.npz", x_train=x, y_train=y.astype(np.float32), x_test=xt, y_test=yt.astype(np.float32))
-    np.savez(folder / "other.npz", x=np.zeros((60, 1, 9, 9), np.uint8))
-    np.savez(folder / "classes.npz", x=x, y=y + 5)
-    return folder
+from worker.compressor.errors import RunAborted
 
 
 def prepared(x):
@@ -53,10 +31,6 @@ def prepared(x):
 
 def run_onnx(path, x):
     return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"]).run(None, {"image": x})[0]
-
-
-def artifact(attempt, name):
-    return attempt.folder / "output" / name
 
 
 class TestSuccess:
@@ -186,98 +160,6 @@ class TestSuccess:
         told = [warning for warning in outcome["warnings"] if "3 samples at a time" in warning]
         assert len(told) == (name == "mixed")
 
-    @pytest.mark.parametrize(
-        ("criterion", "data"), [("reconstruction", "unlabelled"), ("taylor", "labelled"), ("bn_scale", "unlabelled")]
-    )
-    def test_criteria_that_look_at_samples_choose_the_channels(self, criterion, data, files, tmp_path):
-        prune = {"prune": PRUNE["prune"] | {"criterion": criterion, "scope": "isomorphic"}}
-        _, outcome = compressed(tmp_path, files / "net.onnx", files / f"{data}.npz", SPEC | {"steps": [prune]})
-        assert outcome["status"] == "succeeded", outcome
-        assert outcome["result"]["compressed"]["agreement"] > 0.8
-
-    @pytest.mark.parametrize(
-        ("prune", "share"),
-        [
-            ({"structure": "weights", "target": {"sparsity": "80%"}}, 0.8),
-            (
-                {
-                    "structure": "weights",
-                    "criterion": "reconstruction",
-                    "scope": "layer",
-                    "target": {"sparsity": "60%"},
-                },
-                0.6,
-            ),
-            ({"structure": "2:4", "criterion": "wanda"}, None),
-        ],
-    )
-    def test_zeros_survive_refit_and_training(self, prune, share, files, tmp_path):
-        spec = SPEC | {"steps": [{"prune": prune}, {"finetune": {"epochs": 2, "batch_size": 40}}]}
-        attempt, outcome = compressed(tmp_path, files / "net.onnx", files / "labelled.npz", spec)
-        assert outcome["status"] == "succeeded", outcome
-        result, report = outcome["result"], json.loads(artifact(attempt, "report.json").read_text())
-        before, after = result["baseline"], result["compressed"]
-        assert after["num_params"] == before["num_params"] and after["accuracy"] >= before["accuracy"] - 0.03
-        made = {t.name: numpy_helper.to_array(t) for t in onnx.load(artifact(attempt, "model.onnx")).graph.initializer}
-        for row in report["masks"]:
-            assert (made[row["name"]] == 0).sum() == row["zeros"] > 0
-        if share is not None:
-            assert 0 <= 1 - after["nonzero_params"] / after["num_params"] - share < 0.01
-            assert result["target"] == {"asked": {"sparsity": prune["target"]["sparsity"]}, "met": True}
-        else:
-            rows = [np.moveaxis(made[row["name"]], 1, -1).reshape(-1, 4) for row in report["masks"]]
-            assert rows and all(((row != 0).sum(-1) <= 2).all() for row in rows)
-        assert any("no faster" in warning for warning in outcome["warnings"])
-
-    @pytest.mark.parametrize(
-        ("data", "round_to", "last"),
-        # In steps of four channels the second cut meets the target, and the third has nothing left to do.
-        [("labelled", 1, ["prune", "recover", "distill"]), ("unlabelled", "auto", ["prune", "distill"])],
-    )
-    def test_cuts_and_training_in_turn_end_at_the_target(self, data, round_to, last, files, tmp_path):
-        prune = {"target": {"macs": "30%"}, "iterations": 3, "schedule": "cubic", "round_to": round_to}
-        spec = SPEC | {"steps": [{"prune": prune | {"recovery": {"distill": 12}}}]}
-        attempt, outcome = compressed(tmp_path, files / "net.onnx", files / f"{data}.npz", spec)
-        assert outcome["status"] == "succeeded", outcome
-        report = json.loads(artifact(attempt, "report.json").read_text())
-        names = [stage["name"] for stage in report["stages"]]
-        assert names[2:-2] == ["prune", "recover", "distill", "distill"] * 2 + last
-        assert 0.25 < outcome["result"]["ratio"]["macs"] <= 0.3
-        assert outcome["result"]["compressed"]["agreement"] > 0.85
-
-    @pytest.mark.parametrize("penalty", ["l1", "group_lasso", "bn_scale"])
-    def test_a_stronger_penalty_leaves_smaller_norms(self, penalty, files, tmp_path):
-        medians = []
-        for number, strength in enumerate((1e-6, 0.1)):
-            sparsity = {"penalty": penalty, "strength": strength, "epochs": 12}
-            prune = {"prune": PRUNE["prune"] | {"sparsity_training": sparsity, "recovery": {"refit": True}}}
-            folder = tmp_path / str(number)
-            folder.mkdir()
-            attempt, outcome = compressed(folder, files / "net.onnx", files / "labelled.npz", SPEC | {"steps": [prune]})
-            assert outcome["status"] == "succeeded", outcome
-            report = json.loads(artifact(attempt, "report.json").read_text())
-            norms = next(stage["metrics"]["norms"] for stage in report["stages"] if stage["name"] == "sparsify")
-            assert sum(norms["before"]["counts"]) == sum(norms["after"]["counts"]) > 0
-            metrics = [e for e in attempt.events if e["kind"] == "metric" and e["name"] == "norm_p50"]
-            assert [e["step"] for e in metrics] == [0, 1]
-            medians.append(metrics[1]["value"])
-        # The scale of a BatchNorm is as large as the spread of its values: so few steps move it little.
-        assert medians[1] < (1 if penalty == "bn_scale" else 0.985) * medians[0]
-
-    def test_without_data_the_cuts_follow_each_other(self, files, tmp_path):
-        spec = SPEC | {"steps": [{"prune": {"target": {"macs": "50%"}, "iterations": 2}}]}
-        _, outcome = compressed(tmp_path, files / "net.onnx", None, spec)
-        assert outcome["result"]["ratio"]["macs"] <= 0.5
-        assert any("nothing was trained between" in warning for warning in outcome["warnings"])
-
-    def test_a_criterion_looks_at_whole_batches_where_the_file_fixes_them(self, files, tmp_path):
-        export_fixed(trained(), tmp_path, "mixed", 3)
-        mix_samples(tmp_path / "mixed.onnx")
-        steps = [{"prune": PRUNE["prune"] | {"criterion": name}} for name in ("fisher", "wanda")]
-        steps[1]["prune"]["target"] = {"macs": "30%"}
-        _, outcome = compressed(tmp_path, tmp_path / "mixed.onnx", files / "labelled.npz", SPEC | {"steps": steps})
-        assert outcome["status"] == "succeeded", outcome
-
     def test_normalisation_is_put_in_and_folded_back(self, files, tmp_path):
         steps = [PRUNE, {"distill": {"epochs": 2, "batch_size": 40, "normalisation": "insert"}}]
         attempt, outcome = compressed(tmp_path, files / "net.onnx", files / "labelled.npz", SPEC | {"steps": steps})
@@ -386,46 +268,3 @@ class TestInterruption:
         )
         _, other = compressed(tmp_path / "c", files / "net.pt", files / "labelled.npz", SPEC, baseline_cache=str(cache))
         assert outcome["status"] == other["status"] == "succeeded"
-
-
-class TestPins:
-    def test_what_keeps_a_large_share_is_a_warning(self, files, tmp_path, monkeypatch):
-        monkeypatch.setattr(steps, "_DEAR", 1e-6)
-        attempt, outcome = compressed(tmp_path, files / "net.onnx", files / "labelled.npz", SPEC)
-        pin = json.loads(artifact(attempt, "report.json").read_text())["pins"][0]
-        assert f"{pin['share']:.0%} of the MACs were not up for removal: {pin['why']}" in outcome["warnings"]
-
-
-class TestRefusedGroups:
-    def test_a_group_that_fails_its_proof_stays_whole(self, files, tmp_path, monkeypatch):
-        prove = steps.prove
-
-        def doubtful(network, made, analysis, feeds):
-            if any("fc1" in layer for group in made.kept for layer in analysis.groups[group].layers):
-                raise GraphError("no proof")
-            return prove(network, made, analysis, feeds)
-
-        monkeypatch.setattr(steps, "prove", doubtful)
-        attempt, outcome = compressed(tmp_path, files / "net.onnx", files / "labelled.npz", SPEC)
-        assert outcome["status"] == "succeeded" and any(
-            "failed its proof" in warning for warning in outcome["warnings"]
-        )
-        report = json.loads(artifact(attempt, "report.json").read_text())
-        row = next(row for row in report["layers"] if "fc1" in row["name"])
-        assert row["shape_before"] == row["shape_after"] and "would not compute" in row["kept_because"]
-
-    def test_of_groups_that_cannot_be_cut_together_the_later_one_stays_whole(self, files, tmp_path, monkeypatch):
-        cut = steps.cut
-
-        def doubtful(network, analysis, kept):
-            layers = [layer for group in kept for layer in analysis.groups[group].layers]
-            if len(kept) > 1 and any("fc1" in layer for layer in layers):
-                raise GraphError("not both")
-            return cut(network, analysis, kept)
-
-        monkeypatch.setattr(steps, "cut", doubtful)
-        attempt, outcome = compressed(tmp_path, files / "net.onnx", files / "labelled.npz", SPEC)
-        assert outcome["status"] == "succeeded" and any("not both" in warning for warning in outcome["warnings"])
-        report = json.loads(artifact(attempt, "report.json").read_text())
-        row = next(row for row in report["layers"] if "fc1" in row["name"])
-        assert row["shape_before"] == row["shape_after"]
