@@ -156,9 +156,16 @@ Glob = Annotated[str, Field(min_length=1, max_length=512)]
 
 
 class Prune(SpecModel):
-    """Remove whole coupled groups of channels (or single weights) until the target is met, then recover."""
+    """Remove whole coupled groups of channels (or single weights, or tiles of them) until the target is met, then recover."""
 
     structure: Annotated[str, AfterValidator(_a_structure)] = "channels"
+    block: list[Annotated[int, Field(ge=1, le=1024)]] | None = Field(
+        default=None,
+        min_length=2,
+        max_length=2,
+        validate_default=True,
+        description="Of `blocks`: how many outputs and inputs of a layer a tile spans; [4, 4] where nothing is said.",
+    )
     criterion: Annotated[str, _one_of("criteria")] = "l1"
     combine: Literal["readers", "makers", "all"] = Field(
         default="readers",
@@ -175,14 +182,21 @@ class Prune(SpecModel):
     recovery: Recovery | Literal["none"] = Recovery()
     sparsity_training: SparsityTraining | None = None
 
+    @field_validator("block")
+    @classmethod
+    def _tiles_it(cls, block: list[int] | None, info: ValidationInfo) -> list[int] | None:
+        is_tiled = info.data.get("structure", "channels") == "blocks"
+        if block is not None and not is_tiled:
+            raise PydanticCustomError("block_mismatch", "only the structure blocks has tiles")
+        return [4, 4] if block is None and is_tiled else block
+
     @field_validator("criterion")
     @classmethod
     def _scores_it(cls, criterion: str, info: ValidationInfo) -> str:
-        structure = info.data.get("structure", "channels")
-        if criterion in known_names("criteria") and _kind_of(structure) not in structures_of(criterion):
-            raise PydanticCustomError(
-                "criterion_mismatch", "{criterion} scores whole channels only", {"criterion": criterion}
-            )
+        structure = _kind_of(info.data.get("structure", "channels"))
+        if criterion in known_names("criteria") and structure not in structures_of(criterion):
+            names = {"criterion": criterion, "known": ", ".join(structures_of(criterion)), "structure": structure}
+            raise PydanticCustomError("criterion_mismatch", "{criterion} scores {known}, not {structure}", names)
         return criterion
 
     @field_validator("scope")
@@ -202,7 +216,7 @@ class Prune(SpecModel):
     @field_validator("target")
     @classmethod
     def _counts_it(cls, target: PruneTargets | None, info: ValidationInfo) -> PruneTargets | None:
-        """Channels are counted in MACs and parameters, weights in zeros; n:m says how many by itself."""
+        """Channels are counted in MACs and parameters, weights and blocks in zeros; n:m says how many by itself."""
         structure = info.data.get("structure", "channels")
         if target is None:
             if _kind_of(structure) != "n:m":
@@ -211,7 +225,7 @@ class Prune(SpecModel):
         is_count = target.macs is not None or target.params is not None
         if is_count != (structure == "channels") or (is_count and target.sparsity is not None):
             raise PydanticCustomError(
-                "target_mismatch", "channels have targets of macs and params; weights and n:m one of sparsity"
+                "target_mismatch", "channels have targets of macs and params; weights, blocks and n:m one of sparsity"
             )
         return target
 

@@ -33,7 +33,7 @@ _REGISTRIES: dict[str, Registry[Any]] = {
 _TARGET_HELP = {
     "macs": "multiply-accumulates for one sample, as a share of the original's or as a count; never more is kept",
     "params": "parameters, as a share of the original's or as a count; never more is kept",
-    "sparsity": "the share of parameters that are 0 in the end, at least; of the structures `weights` and `n:m`",
+    "sparsity": "the share of parameters that are 0 in the end, at least; of the structures `weights`, `blocks` and `n:m`",
 }
 
 

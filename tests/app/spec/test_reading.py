@@ -36,6 +36,12 @@ class TestReadSpec:
         assert read_spec(spec.as_json()) == spec
         assert [list(step) for step in spec.as_json()["steps"]] == [["prune"], ["distill"], ["finetune"]]
 
+    def test_tiles_are_four_by_four_where_nothing_is_said(self) -> None:
+        spec = read_spec(prune(structure="blocks", target={"sparsity": "50%"}))
+        assert spec.steps[0].prune is not None and spec.steps[0].prune.block == [4, 4]
+        assert read_spec(spec.as_json()) == spec
+        assert read_spec(None).as_json()["steps"][0]["prune"]["block"] is None
+
     @pytest.mark.parametrize(
         ("value", "pointer", "code"),
         [
@@ -54,6 +60,18 @@ class TestReadSpec:
             (prune(target={"sparsity": "50%", "macs": "50%"}), "/spec/steps/0/prune/target", "target_mismatch"),
             (prune(structure="2:4"), "/spec/steps/0/prune/target", "target_mismatch"),
             (prune(structure="2:4", target=None, iterations=2), "/spec/steps/0/prune/iterations", "schedule_mismatch"),
+            (prune(block=[4, 4]), "/spec/steps/0/prune/block", "block_mismatch"),
+            (prune(structure="blocks"), "/spec/steps/0/prune/target", "target_mismatch"),
+            (
+                prune(structure="blocks", target={"sparsity": "50%"}, block=[4]),
+                "/spec/steps/0/prune/block",
+                "too_short",
+            ),
+            (
+                prune(structure="blocks", target={"sparsity": "50%"}, block=[4, 0]),
+                "/spec/steps/0/prune/block/1",
+                "out_of_range",
+            ),
             (prune(structure="4:2"), "/spec/steps/0/prune/structure", "out_of_range"),
             (prune(structure="n:m"), "/spec/steps/0/prune/structure", "unknown_value"),
             (prune(target={"sparsity": 5}), "/spec/steps/0/prune/target/sparsity", "invalid_target"),

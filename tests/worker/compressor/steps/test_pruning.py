@@ -35,6 +35,7 @@ class TestWhatIsRemoved:
                 },
                 0.6,
             ),
+            ({"structure": "blocks", "block": [4, 2], "target": {"sparsity": "60%"}}, 0.6),
             ({"structure": "2:4", "criterion": "wanda"}, None),
         ],
     )

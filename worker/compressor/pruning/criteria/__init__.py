@@ -32,8 +32,8 @@ class Criterion(Described, ABC):
 
     is_comparable: ClassVar[bool] = False
 
-    #: The structures that it scores: units of coupled groups (`channels`), single weights (`weights`, `n:m`).
-    structures: ClassVar[tuple[str, ...]] = ("channels", "weights", "n:m")
+    #: The structures that it scores: units of coupled groups (`channels`), single weights (`weights`, `blocks`, `n:m`).
+    structures: ClassVar[tuple[str, ...]] = ("channels", "weights", "blocks", "n:m")
 
     @abstractmethod
     def scores(self, group: Group, evidence: Evidence, rng: np.random.Generator) -> np.ndarray:

@@ -7,11 +7,9 @@ import numpy as np
 from worker.compressor.errors import NothingRemoved, TargetUnreachable
 from worker.compressor.graph.counts import count
 from worker.compressor.pruning.criteria import CRITERIA
+from worker.compressor.pruning.lowest import Candidates, lowest_of_all, lowest_of_each
 from worker.compressor.pruning.matrices import Matrix, matrices_of
 from worker.compressor.pruning.structures import STRUCTURES, Masking, Masks
-
-#: The share of a matrix that stays in any case while the target can be met so: a layer of zeros passes nothing on.
-FLOOR = 0.02
 
 
 @STRUCTURES.register
@@ -35,45 +33,27 @@ class Weights(Masking):
             raise TargetUnreachable(detail, asked=num_zeros, best=elsewhere + size)
         if wanted <= zeros:
             raise NothingRemoved("so many weights are 0 already")
-        scores = self._scores(matrices, rng)
-        cut = _lowest_of_all if self.prune.scope == "global" else _lowest_of_each
-        kept = {matrix.tensor: flags for matrix, flags in zip(matrices, cut(scores, wanted), strict=True)}
-        return Masks(kept, kept_because)
+        cut = lowest_of_all if self.prune.scope == "global" else lowest_of_each
+        flags = cut(self._candidates(matrices, rng), wanted)
+        return Masks({m.tensor: self._spread(f, m) for m, f in zip(matrices, flags, strict=True)}, kept_because)
 
-    def _scores(self, matrices: list[Matrix], rng: np.random.Generator) -> list[np.ndarray]:
+    def _pooled(self, numbers: np.ndarray, matrix: Matrix) -> np.ndarray:
+        """Sums over the weights that go together; here each goes by itself."""
+        return numbers
+
+    def _spread(self, flags: np.ndarray, matrix: Matrix) -> np.ndarray:
+        """What is said of weights that go together, for each of them, in the matrix's shape."""
+        return flags
+
+    def _candidates(self, matrices: list[Matrix], rng: np.random.Generator) -> list[Candidates]:
         criterion, evidence = CRITERIA.get(self.prune.criterion)(), self.look([])
         found = []
         for matrix, stream in zip(matrices, rng.spawn(len(matrices)), strict=True):
             scores = criterion.weight_scores(matrix, evidence, stream)
             mean = 1.0 if criterion.is_comparable else float(scores.mean())
-            # What is 0 already goes first, whatever a criterion says of it.
-            found.append(np.where(self.network.tensors[matrix.tensor] == 0, -1.0, scores / (mean or 1.0)))
+            left = self.network.tensors[matrix.tensor] != 0
+            # What is 0 already costs nothing, whatever a criterion says of it.
+            scores = self._pooled(np.where(left, scores / (mean or 1.0), 0.0), matrix)
+            sizes = self._pooled(np.ones(left.shape, np.int32), matrix)
+            found.append(Candidates(scores / sizes, self._pooled(left, matrix), left.size))
         return found
-
-
-def _lowest_of_all(scores: list[np.ndarray], number: int) -> list[np.ndarray]:
-    protected = [_protected(matrix) for matrix in scores]
-    if number > sum(int((~flags).sum()) for flags in protected):
-        protected = [np.zeros(matrix.shape, bool) for matrix in scores]
-    flat = np.concatenate([np.where(p, np.inf, s).reshape(-1) for s, p in zip(scores, protected, strict=True)])
-    kept = np.ones(len(flat), bool)
-    kept[np.argsort(flat, kind="stable")[:number]] = False
-    ends = np.cumsum([matrix.size for matrix in scores])[:-1]
-    return [part.reshape(matrix.shape) for part, matrix in zip(np.split(kept, ends), scores, strict=True)]
-
-
-def _protected(scores: np.ndarray) -> np.ndarray:
-    flat = np.zeros(scores.size, bool)
-    flat[np.argsort(scores, axis=None, kind="stable")[scores.size - max(1, int(FLOOR * scores.size)) :]] = True
-    return flat.reshape(scores.shape)
-
-
-def _lowest_of_each(scores: list[np.ndarray], number: int) -> list[np.ndarray]:
-    total, kept, left = sum(matrix.size for matrix in scores), [], number
-    for matrix in scores:
-        share = -(-left * matrix.size // total)  # rounded up: the last matrix makes up for it
-        flags = np.ones(matrix.size, bool)
-        flags[np.argsort(matrix, axis=None, kind="stable")[:share]] = False
-        kept.append(flags.reshape(matrix.shape))
-        total, left = total - matrix.size, left - share
-    return kept

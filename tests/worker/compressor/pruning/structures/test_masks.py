@@ -1,4 +1,4 @@
-"""Which single weights go: `weights` and `n:m`."""
+"""Which single weights go: `weights`, `blocks` and `n:m`."""
 
 from __future__ import annotations
 
@@ -95,6 +95,65 @@ class TestWeights:
         with pytest.raises(NothingRemoved):
             again.choose(400, np.random.default_rng(0))
         assert zeros_after(made, again.choose(450, np.random.default_rng(0))) == 450
+
+
+def tiles(array, matrix, rows, columns):
+    """The tiles of a weight one after the other, by plain loops."""
+    last = np.moveaxis(array, (matrix.outputs, matrix.inputs), (-2, -1))
+    for position in np.ndindex(last.shape[:-2]):
+        for top in range(0, last.shape[-2], rows):
+            for left in range(0, last.shape[-1], columns):
+                yield last[position][top : top + rows, left : left + columns]
+
+
+class TestBlocks:
+    @pytest.mark.parametrize("scope", ["global", "layer"])
+    @pytest.mark.parametrize("criterion", sorted(n for n in CRITERIA if "blocks" in CRITERIA.get(n).structures))
+    def test_whole_tiles_become_zero_and_hardly_more_than_asked(self, criterion, scope, network):
+        wanted = count(network, network.sample_shapes).num_params * 6 // 10
+        spec = {"structure": "blocks", "criterion": criterion, "scope": scope, "target": {"sparsity": "60%"}}
+        masks = structure(network, block=[3, 2], **spec).choose(wanted, np.random.default_rng(0))
+        sizes = []
+        for matrix in matrices_of(network, EVERY)[0]:
+            for tile in tiles(masks.kept[matrix.tensor], matrix, 3, 2):
+                assert tile.all() or not tile.any()
+                sizes += [] if tile.any() else [tile.size]
+        # Edges give smaller tiles: none of those that went could have stayed.
+        assert 0 <= zeros_after(network, masks) - wanted < min(sizes)
+
+    @pytest.mark.parametrize("block", [None, [2, 4], [1, 8]])
+    def test_l1_takes_the_tiles_of_the_smallest_mean_for_their_matrix(self, block, network):
+        spec = {"structure": "blocks", "target": {"sparsity": "50%"}} | ({} if block is None else {"block": block})
+        masks = structure(network, **spec).choose(1500, np.random.default_rng(0))
+        gone, stay = [], []
+        for matrix in matrices_of(network, EVERY)[0]:
+            size = np.abs(network.tensors[matrix.tensor]).astype(np.float64)
+            pairs = zip(
+                tiles(masks.kept[matrix.tensor], matrix, *(block or [4, 4])),
+                tiles(size / size.mean(), matrix, *(block or [4, 4])),
+                strict=True,
+            )
+            for flags, values in pairs:
+                (stay if flags.any() else gone).append((values.mean(), values.size))
+        # A smaller tile may stay for a larger one that had to go, at the very end.
+        lowest = min(score for score, _ in stay)
+        assert len([score for score, _ in gone if score > lowest]) <= 1
+
+    def test_a_tile_of_one_is_a_single_weight(self, network):
+        target = {"sparsity": "50%"}
+        one = structure(network, structure="blocks", block=[1, 1], target=target).choose(999, np.random.default_rng(0))
+        other = structure(network, structure="weights", target=target).choose(999, np.random.default_rng(0))
+        assert all((one.kept[name] == kept).all() for name, kept in other.kept.items())
+
+    def test_zeros_that_are_there_count(self, network):
+        spec = {"structure": "blocks", "target": {"sparsity": "50%"}}
+        made = network.copy()
+        for name, kept in structure(network, **spec).choose(800, np.random.default_rng(0)).kept.items():
+            made.tensors[name] = made.tensors[name] * kept
+        before = count(made, made.sample_shapes)
+        with pytest.raises(NothingRemoved):
+            structure(made, **spec).choose(before.num_params - before.nonzero_params, np.random.default_rng(0))
+        assert 0 <= zeros_after(made, structure(made, **spec).choose(1000, np.random.default_rng(0))) - 1000 < 16
 
 
 class TestNOfM:
