@@ -19,8 +19,8 @@ MAX_OUTCOME_BYTES = 64 << 20
 _CRASHES = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE}
 _STATUSES = {True: {"succeeded", "failed", "infeasible"}, False: {"ready", "rejected"}}
 _ARTIFACT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
-_KINDS = {"model", "weights", "report", "manifest"}
-_FORMATS = {"onnx", "torchscript", "exported_program", "safetensors", "json"}
+_KINDS = {"model", "weights", "report", "manifest", "sensitivity"}
+_FORMATS = {"onnx", "torchscript", "exported_program", "safetensors", "json", "svg"}
 _MODEL_FACTS = ("inputs", "outputs", "opset", "num_params", "macs", "macs_at", "unsupported", "layers", "graph_facts")
 _DATASET_FACTS = ("fields", "splits", "num_classes")
 

@@ -19,7 +19,7 @@ from app.storage.interface import Storage
 
 _CHUNK_BYTES = 256 * 1024
 _RANGE = re.compile(r"(\d{0,20})-(\d{0,20})")
-_MEDIA_TYPES = {"json": "application/json", "onnx": "application/octet-stream"}
+_MEDIA_TYPES = {"json": "application/json", "onnx": "application/octet-stream", "svg": "image/svg+xml"}
 _log = get_logger("app.downloads")
 
 

@@ -13,7 +13,7 @@ class ArtifactRead(Read):
 
     id: str
     name: str
-    kind: str = Field(description="model | weights | report | manifest | checkpoint")
+    kind: str = Field(description="model | weights | report | manifest | sensitivity | checkpoint")
     format: str
     size_bytes: int
     sha256: str

@@ -48,7 +48,7 @@ async def compress(
     Answers with the network in the format that came in, `Location` naming the job and its report. A job that ends otherwise
     answers its problem: 422 where this input will never work, else 503.
     """
-    answer = await order_job(request, services, key, takes_json=False)
+    answer = await order_job(request, services, key, for_network=True)
     job_id = answer.body["id"]
     location = {"Location": f"/v1/jobs/{job_id}"}
     view = await wait_for_end(services, job_id, query.seconds)

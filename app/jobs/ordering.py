@@ -33,27 +33,35 @@ Source = StoredFile | str | None
 
 
 async def order_job(
-    request: Request, services: Services, key: IdempotencyKey | None, *, takes_json: bool = True
+    request: Request, services: Services, key: IdempotencyKey | None, *, for_network: bool = False
 ) -> Answer:
-    """Read, check, store and queue a job; the answer is 202 with the job. A worker is told before this returns."""
+    """Read, check, store and queue a job; the answer is 202 with the job. A worker is told before this returns.
+
+    `for_network`: files come with the request, and a network has to come out.
+    """
     with services.keys.hold(key):
-        if takes_json and is_json(request):
+        if not for_network and is_json(request):
             body = await read_json(request, JobCreate)
             order = JobOrder(read_spec(body.spec), _name(body.name), body.metadata)
             answer = await services.database.write(_create, order, body.model, body.dataset, key, body.model_dump())
         elif is_multipart(request):
-            answer = await _order_from_form(request, services, key)
+            answer = await _order_from_form(request, services, key, for_network=for_network)
         else:
-            raise unsupported_media(*(["application/json"] if takes_json else []), "multipart/form-data")
+            raise unsupported_media(*([] if for_network else ["application/json"]), "multipart/form-data")
         await services.wake(answer)
         return answer
 
 
-async def _order_from_form(request: Request, services: Services, key: IdempotencyKey | None) -> Answer:
+async def _order_from_form(
+    request: Request, services: Services, key: IdempotencyKey | None, *, for_network: bool
+) -> Answer:
     async with services.staging() as staging:
         form = await read_form(request, staging, files=_FILES, texts=_TEXTS)
         spec = form.texts.get("spec", b"")
         order = JobOrder(read_spec(_spec_value(spec)), _name(form.text("name")), _metadata(form))
+        if for_network and not order.spec.makes_network:
+            error = FieldError("/spec/steps", "no_network", "these steps make no network that could be sent back")
+            raise Unprocessable.of([error], hint="order it as a job: POST /v1/jobs; its artifacts hold what was found")
         model = await stored_model(form.files["model"]) if "model" in form.files else _given_id(form, "model")
         if model is None:
             raise missing_file("model")

@@ -24,7 +24,8 @@ from app.api.uploaded_rows import StoredFile
 from app.models import service
 from app.models.formats import tell_format
 from app.models.schemas import Layer, ModelFromArtifact, ModelRead
-from app.spec.schema import SignatureRow, SpecModel
+from app.spec.schema import SignatureRow
+from app.spec.strict import SpecModel
 from app.tables import ModelRow
 
 router = APIRouter(prefix="/v1/models", tags=["models"], responses=PROBLEMS)

@@ -16,6 +16,9 @@ from app.spec.fields import FieldsMismatch, Roles, assign_roles, base_names, spl
 from app.spec.reading import field_errors
 from app.spec.schema import Spec
 
+#: The task whose labels a metric is about.
+_TASKS = {"accuracy": "classification", "rmse": "regression"}
+
 
 @dataclass(frozen=True)
 class ModelFacts:
@@ -53,6 +56,7 @@ def complete_spec(spec: Spec, model: ModelFacts, dataset: DatasetFacts | None) -
                 step["distill"]["loss"]["soft"] = step["distill"]["loss"]["soft"] or 1.0
     plain["inputs"] = signature
     plain["task"] = spec.task or _task_of(labels)
+    _check_metrics(spec, plain["task"])
     plain["outputs"] = plain["outputs"] or [model.format]
     try:
         return Spec.model_validate(plain)
@@ -63,11 +67,14 @@ def complete_spec(spec: Spec, model: ModelFacts, dataset: DatasetFacts | None) -
 def _asks_for_data(spec: Spec) -> list[FieldError]:
     errors = []
     for i, step in enumerate(spec.steps):
-        if step.kind in ("distill", "finetune"):
+        if step.kind in ("distill", "finetune", "sensitivity"):
             errors.append(FieldError(f"/spec/steps/{i}/{step.kind}", "data_needed", f"{step.kind} needs a data set"))
         elif step.prune and "data" in needs_of("criteria", step.prune.criterion):
             detail = f"the criterion {step.prune.criterion} looks at samples"
             errors.append(FieldError(f"/spec/steps/{i}/prune/criterion", "data_needed", detail))
+        elif step.prune and step.prune.allocation == "sensitivity":
+            detail = "allocation by sensitivity looks at samples"
+            errors.append(FieldError(f"/spec/steps/{i}/prune/allocation", "data_needed", detail))
         elif step.prune and step.prune.sparsity_training:
             detail = "sparsity training needs a data set"
             errors.append(FieldError(f"/spec/steps/{i}/prune/sparsity_training", "data_needed", detail))
@@ -98,7 +105,22 @@ def _asks_for_labels(spec: Spec) -> list[FieldError]:
                     "a hard loss needs labels, and the data set has none",
                 )
             )
+        elif step.sensitivity and (metric := step.sensitivity.metric) and "labels" in needs_of("metrics", metric):
+            detail = f"{metric} needs labels, and the data set has none"
+            errors.append(FieldError(f"/spec/steps/{i}/sensitivity/metric", "labels_needed", detail))
     return errors
+
+
+def _check_metrics(spec: Spec, task: str) -> None:
+    errors = [
+        FieldError(
+            f"/spec/steps/{i}/sensitivity/metric", "metric_mismatch", f"{metric} is no figure of the task {task}"
+        )
+        for i, step in enumerate(spec.steps)
+        if step.sensitivity and (metric := step.sensitivity.metric) in _TASKS and _TASKS[metric] != task
+    ]
+    if errors:
+        raise Unprocessable.of(errors, hint="leave `metric` out: the default is the task's own")
 
 
 def _signature(spec: Spec, model: ModelFacts, dataset: DatasetFacts | None) -> list[dict[str, Any]]:

@@ -11,9 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Discriminator,
     Field,
     Tag,
@@ -23,30 +21,14 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from app.spec.catalog import known_names, structures_of
+from app.spec.catalog import known_names
+from app.spec.sensitivity import Sensitivity
+from app.spec.strict import Glob, SpecModel, one_of, scoring
 from app.spec.targets import PruneTarget, SparsityTarget
 
 MAX_STEPS = 16
 _PATTERN = re.compile(r"(\d{1,2}):(\d{1,2})")
 DTYPES = ("float16", "bfloat16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool")
-
-
-class SpecModel(BaseModel):
-    """Strict base: unknown keys are errors, values are not coerced, what was parsed does not change."""
-
-    model_config = ConfigDict(
-        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, arbitrary_types_allowed=True
-    )
-
-
-def _one_of(kind: str) -> AfterValidator:
-    def check(name: str) -> str:
-        if name not in known_names(kind):
-            known = ", ".join(known_names(kind))
-            raise PydanticCustomError("unknown_name", "is not in the catalog; known: {known}", {"known": known})
-        return name
-
-    return AfterValidator(check)
 
 
 def _a_structure(name: str) -> str:
@@ -133,7 +115,7 @@ class Recovery(SpecModel):
 class SparsityTraining(SpecModel):
     """Training before the first cut, with `strength * penalty` added to the loss."""
 
-    penalty: Annotated[str, _one_of("penalties")] = "l1"
+    penalty: Annotated[str, one_of("penalties")] = "l1"
     strength: float = Field(default=1e-4, gt=0, le=1e3)
     epochs: int = Field(default=2, ge=1, le=10_000)
 
@@ -152,9 +134,6 @@ class PruneTargets(SpecModel):
         return self
 
 
-Glob = Annotated[str, Field(min_length=1, max_length=512)]
-
-
 class Prune(SpecModel):
     """Remove whole coupled groups of channels (or single weights, or tiles of them) until the target is met, then recover."""
 
@@ -166,12 +145,16 @@ class Prune(SpecModel):
         validate_default=True,
         description="Of `blocks`: how many outputs and inputs of a layer a tile spans; [4, 4] where nothing is said.",
     )
-    criterion: Annotated[str, _one_of("criteria")] = "l1"
+    criterion: Annotated[str, one_of("criteria")] = "l1"
     combine: Literal["readers", "makers", "all"] = Field(
         default="readers",
         description="Which weights score a channel: of the layers that read it, of those that make it, or of both.",
     )
     scope: Literal["global", "layer", "isomorphic"] = "global"
+    allocation: Literal["score", "sensitivity"] = Field(
+        default="score",
+        description="What decides between groups in a global cut: scores, or what the outputs lose without some of a group.",
+    )
     target: PruneTargets | None = Field(default=None, validate_default=True)
     iterations: int = Field(default=1, ge=1, le=100, description="Cuts in which the target is reached.")
     schedule: Literal["linear", "cubic", "geometric"] = "geometric"
@@ -193,11 +176,7 @@ class Prune(SpecModel):
     @field_validator("criterion")
     @classmethod
     def _scores_it(cls, criterion: str, info: ValidationInfo) -> str:
-        structure = _kind_of(info.data.get("structure", "channels"))
-        if criterion in known_names("criteria") and structure not in structures_of(criterion):
-            names = {"criterion": criterion, "known": ", ".join(structures_of(criterion)), "structure": structure}
-            raise PydanticCustomError("criterion_mismatch", "{criterion} scores {known}, not {structure}", names)
-        return criterion
+        return scoring(criterion, _kind_of(info.data.get("structure", "channels")))
 
     @field_validator("scope")
     @classmethod
@@ -205,6 +184,15 @@ class Prune(SpecModel):
         if scope == "isomorphic" and info.data.get("structure", "channels") != "channels":
             raise PydanticCustomError("scope_mismatch", "only channels have isomorphic groups")
         return scope
+
+    @field_validator("allocation")
+    @classmethod
+    def _allocates_it(cls, allocation: str, info: ValidationInfo) -> str:
+        if allocation == "sensitivity" and info.data.get("scope", "global") != "global":
+            raise PydanticCustomError("scope_mismatch", "sensitivity decides between groups in the scope global only")
+        if allocation == "sensitivity" and info.data.get("structure", "channels") != "channels":
+            raise PydanticCustomError("scope_mismatch", "only channels are allocated by sensitivity")
+        return allocation
 
     @field_validator("iterations")
     @classmethod
@@ -240,7 +228,7 @@ class Loss(SpecModel):
 
     hard: float = Field(default=0.3, ge=0, le=1000)
     soft: float = Field(default=0.7, ge=0, le=1000)
-    kind: Annotated[str, _one_of("losses")] = "kl"
+    kind: Annotated[str, one_of("losses")] = "kl"
     temperature: float = Field(default=4.0, gt=0, le=1000)
 
     @model_validator(mode="after")
@@ -253,7 +241,7 @@ class Loss(SpecModel):
 class Optimizer(SpecModel):
     """The optimiser and its learning-rate schedule over the whole step."""
 
-    name: Annotated[str, _one_of("optimizers")] = "adamw"
+    name: Annotated[str, one_of("optimizers")] = "adamw"
     lr: float = Field(default=1e-3, gt=0, le=10)
     weight_decay: float = Field(default=0.0, ge=0, le=10)
     schedule: Literal["cosine", "constant"] = "cosine"
@@ -286,6 +274,7 @@ class Step(SpecModel):
     prune: Prune | None = None
     distill: Distill | None = None
     finetune: Finetune | None = None
+    sensitivity: Sensitivity | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -293,12 +282,14 @@ class Step(SpecModel):
         if isinstance(value, dict) and all(key in cls.model_fields for key in value):
             given = [key for key, options in value.items() if options is not None]
             if len(given) != 1:
-                raise PydanticCustomError("invalid_step", "a step has exactly one key: prune, distill or finetune")
+                raise PydanticCustomError(
+                    "invalid_step", "a step has exactly one key: prune, distill, finetune or sensitivity"
+                )
         return value
 
     @property
     def kind(self) -> str:
-        """The key that is set: `prune`, `distill` or `finetune`."""
+        """The key that is set: `prune`, `distill`, `finetune` or `sensitivity`."""
         return next(name for name in type(self).model_fields if getattr(self, name) is not None)
 
 
@@ -347,6 +338,11 @@ class Spec(SpecModel):
     def tensors(self) -> list[InputSignature]:
         """The rows of `inputs` that are tensors: the network's inputs, in order."""
         return [row for row in self.inputs or [] if isinstance(row, InputSignature)]
+
+    @property
+    def makes_network(self) -> bool:
+        """Whether any step changes the network; else the result of a job is what it found out."""
+        return any(step.sensitivity is None for step in self.steps)
 
     def preprocess_of(self, name: str) -> Preprocess | None:
         """The preprocessing of one input."""

@@ -26,8 +26,9 @@ from worker.compressor.inspection import gzip_bytes
 from worker.compressor.job import Job, answers_file, identity
 from worker.compressor.outcome import Artifact, Outcome, Status
 from worker.compressor.report.counts import asked_targets, layer_rows, pins, target_met, totals
-from worker.compressor.report.documents import manifest, report, write_json
+from worker.compressor.report.documents import manifest, report, subject, write_json
 from worker.compressor.report.result import ratios
+from worker.compressor.report.studies import write_studies
 
 PARITY_ROWS, TIMED_ROWS = 32, 64
 BATCHES = (1, 64)
@@ -62,6 +63,16 @@ def finish(job: Job) -> Outcome:
     return Outcome(status, error.as_dict() if error else None, context.warnings, result, None, artifacts)
 
 
+def finish_study(job: Job) -> Outcome:
+    """Of a job that only looked: what it found, the baseline's figures, and no network."""
+    result = {
+        "baseline": _baseline(job),
+        **dict.fromkeys(("compressed", "ratio", "target", "verified", "parity")),
+    }
+    artifacts = documents(job, [], job.counts, result)
+    return Outcome("succeeded", None, job.context.warnings, result, None, artifacts)
+
+
 def documents(
     job: Job,
     artifacts: list[Artifact],
@@ -69,7 +80,7 @@ def documents(
     result: dict[str, Any] | None,
     cuts: list[WeightCut] | None = None,
 ) -> list[Artifact]:
-    """Write report and manifest beside the networks; `cuts` are those of the job's network where that is not said."""
+    """Write report, findings and manifest beside the networks; `cuts` are those of the job's network where that is not said."""
     context, proven = job.context, job.proven
     inexact_kept = {"exact": not proven.inexact, "inexact": proven.inexact}
     rows = layer_rows(job.counts, after, proven.kept_because)
@@ -88,6 +99,7 @@ def documents(
         ),
     )
     made = [Artifact("report.json", "report", "json", "output/report.json")]
+    made += write_studies(job.studies, subject(context), output)
     write_json(output / "manifest.json", manifest(context, [*artifacts, *made]))
     return [*made, Artifact("manifest.json", "manifest", "json", "output/manifest.json")]
 
@@ -153,20 +165,23 @@ def _timed_batches(job: Job) -> tuple[int, ...]:
     return tuple(sorted({min(batch, most) for batch in BATCHES}))
 
 
-def _result(
-    job: Job, after: Counts, delivery: Delivery, checked: dict[str, Any], latency: dict[str, Any]
-) -> dict[str, Any]:
+def _baseline(job: Job) -> dict[str, Any]:
     source = job.facts.get("source") or {}
     uploaded = source.get("format")
-    sizes = {name: path.stat().st_size for name, path in delivery.networks.items()}
-    packed = {name: gzip_bytes(path) for name, path in delivery.networks.items()}
-    before = {
+    return {
         **totals(job.counts),
         "size_bytes": {uploaded: source["size_bytes"]} if uploaded else {},
         "gzip_bytes": {uploaded: source["gzip_bytes"]} if uploaded else {},
-        "latency_ms": latency["before"],
         **job.baseline,
     }
+
+
+def _result(
+    job: Job, after: Counts, delivery: Delivery, checked: dict[str, Any], latency: dict[str, Any]
+) -> dict[str, Any]:
+    sizes = {name: path.stat().st_size for name, path in delivery.networks.items()}
+    packed = {name: gzip_bytes(path) for name, path in delivery.networks.items()}
+    before = _baseline(job) | {"latency_ms": latency["before"]}
     compressed = {
         **totals(after),
         "size_bytes": sizes,

@@ -50,7 +50,9 @@ class Proven:
 
 @dataclass
 class Job:
-    """Everything that the stages work on. `network` is replaced, never changed, by each step that succeeds."""
+    """Everything that the stages work on. `network` is replaced, never changed, by each step that succeeds; `studies` are
+    the findings of steps that change nothing.
+    """
 
     context: Context
     graph: Path
@@ -64,6 +66,7 @@ class Job:
     answers: Original
     checkpoints: Checkpoints
     proven: Proven = field(default_factory=Proven)
+    studies: list[dict[str, Any]] = field(default_factory=list)
     baseline: dict[str, Any] = field(default_factory=dict)
     _views: WeakKeyDictionary[Network, Network | None] = field(default_factory=WeakKeyDictionary)
 

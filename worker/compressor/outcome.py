@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 from worker.compressor.errors import CompressorError
 
-Kind = Literal["model", "weights", "report", "manifest"]
-Format = Literal["onnx", "torchscript", "exported_program", "safetensors", "json"]
+Kind = Literal["model", "weights", "report", "manifest", "sensitivity"]
+Format = Literal["onnx", "torchscript", "exported_program", "safetensors", "json", "svg"]
 Status = Literal["succeeded", "failed", "infeasible", "ready", "rejected"]
 
 

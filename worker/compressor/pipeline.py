@@ -12,12 +12,13 @@ from typing import Any
 import torch
 
 from app.spec.schema import Prune, Spec
+from app.spec.sensitivity import Sensitivity
 from worker.compressor.context import Context, Stage
 from worker.compressor.delivery import rehearse
 from worker.compressor.errors import CompressorError, NothingRemoved, TargetUnreachable
 from worker.compressor.evaluation.original import BATCH
 from worker.compressor.evaluation.tally import Tally
-from worker.compressor.finishing import documents, finish
+from worker.compressor.finishing import documents, finish, finish_study
 from worker.compressor.graph.channels.analysis import analyse
 from worker.compressor.graph.counts import count
 from worker.compressor.graph.surgery import cut
@@ -28,10 +29,19 @@ from worker.compressor.request import Request
 from worker.compressor.schedule import Unit, expand
 from worker.compressor.steps.pruning import prune
 from worker.compressor.steps.recovery import recover
+from worker.compressor.steps.sensitivity import study
 from worker.compressor.steps.training import sparsify, train
 
 # Rough shares of the work, for progress: an epoch against everything that takes seconds.
-_WEIGHTS = {"preparing": 1.0, "baseline": 4.0, "prune": 1.0, "recover": 5.0, "verify": 5.0, "latency": 3.0}
+_WEIGHTS = {
+    "preparing": 1.0,
+    "baseline": 4.0,
+    "prune": 1.0,
+    "recover": 5.0,
+    "sensitivity": 20.0,
+    "verify": 5.0,
+    "latency": 3.0,
+}
 _EPOCH_WEIGHT = 15.0
 
 
@@ -48,7 +58,7 @@ def compress(request: Request, emit: Callable[[dict[str, Any]], None], should_st
     context = Context(request, emit, should_stop, plan(request.spec))
     with context.stage("preparing"):
         job = open_job(context)
-        if any(unit.kind != "prune" for unit in expand(request.spec)):
+        if any(unit.kind not in ("prune", "sensitivity") for unit in expand(request.spec)):
             rehearse(job.network, job.formats, request.folder)
     with context.stage("baseline") as stage:
         _measure_original(job, stage)
@@ -56,7 +66,7 @@ def compress(request: Request, emit: Callable[[dict[str, Any]], None], should_st
         _do_steps(job)
     except (TargetUnreachable, NothingRemoved) as error:
         return _kept_failure(job, error)
-    return finish(job)
+    return finish(job) if request.spec.makes_network else finish_study(job)
 
 
 def plan(spec: Spec) -> list[tuple[str, float]]:
@@ -65,9 +75,12 @@ def plan(spec: Spec) -> list[tuple[str, float]]:
     for unit in expand(spec):
         if isinstance(unit.options, Prune):
             stages += [(name, _WEIGHTS[name]) for name in _stages_of(unit)]
+        elif isinstance(unit.options, Sensitivity):
+            stages.append((unit.kind, _WEIGHTS[unit.kind]))
         else:
             stages.append((unit.kind, unit.options.epochs * _EPOCH_WEIGHT))
-    return [*stages, ("verify", _WEIGHTS["verify"]), ("latency", _WEIGHTS["latency"])]
+    proving = ("verify", "latency") if spec.makes_network else ()
+    return [*stages, *((name, _WEIGHTS[name]) for name in proving)]
 
 
 def _stages_of(unit: Unit) -> tuple[str, ...]:
@@ -118,6 +131,8 @@ def _do(job: Job, number: int, unit: Unit) -> None:
             return
         if unit.options.recovery != "none":
             recover(job, number, unit.options)
+    elif isinstance(unit.options, Sensitivity):
+        study(job, number, unit.options)
     elif unit.is_on_the_way and not job.has_data:
         job.context.skip()
         job.context.warn("there is no data set, so nothing was trained between the cuts")
@@ -129,9 +144,15 @@ def _do(job: Job, number: int, unit: Unit) -> None:
 
 def _save(job: Job, step: int) -> None:
     context = job.context
-    state = {"proven": asdict(job.proven), "warnings": context.warnings, "stages": [asdict(s) for s in context.stages]}
+    state = {
+        "proven": asdict(job.proven),
+        "studies": job.studies,
+        "warnings": context.warnings,
+        "stages": [asdict(s) for s in context.stages],
+    }
     job.checkpoints.save(step, job.network, state)
-    job.checkpoints.keep_best(job.network)
+    if job.network is not job.original:
+        job.checkpoints.keep_best(job.network)
 
 
 def _resume(job: Job) -> int:
@@ -139,7 +160,7 @@ def _resume(job: Job) -> int:
     state = job.checkpoints.load()
     if state is None:
         return -1
-    job.proven = Proven(**state["proven"])
+    job.proven, job.studies = Proven(**state["proven"]), state.get("studies", [])
     network = job.original
     for kept in job.proven.kept:
         analysis = analyse(network, job.shapes)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from app.spec.schema import Distill, Finetune, Loss, Prune, PruneTargets, SparsityTraining, Spec
+from app.spec.sensitivity import Sensitivity
 from app.spec.targets import Target
 
 
@@ -16,7 +17,7 @@ class Unit:
     before this one. `sparsifying` adds a penalty to the loss.
     """
 
-    options: Prune | Distill | Finetune
+    options: Prune | Distill | Finetune | Sensitivity
     is_on_the_way: bool = False
     max_steps: int | None = None
     num_before: int = 0
@@ -24,7 +25,7 @@ class Unit:
 
     @property
     def kind(self) -> str:
-        """`prune`, `distill`, `finetune` or `sparsify`: the stage's name."""
+        """`prune`, `distill`, `finetune`, `sensitivity` or `sparsify`: the stage's name."""
         return "sparsify" if self.sparsifying else type(self.options).__name__.lower()
 
 
@@ -32,7 +33,7 @@ def expand(spec: Spec) -> list[Unit]:
     """All units of a spec, in order."""
     units: list[Unit] = []
     for step in spec.steps:
-        options = step.prune or step.distill or step.finetune
+        options = step.prune or step.distill or step.finetune or step.sensitivity
         assert options is not None
         units += _cuts(options) if isinstance(options, Prune) else [Unit(options)]
     return units

@@ -55,6 +55,13 @@ class TestCompress:
     def test_a_wrong_spec_is_told_before_anything_runs(self, service: Service):
         problem(service.post("/v1/compress", files={"model": ("net.onnx", ONNX)}, data={"spec": "steps: []"}), 422)
 
+    def test_steps_that_make_no_network_are_told(self, service: Service):
+        spec = '{"steps": [{"sensitivity": {}}]}'
+        sent = {"model": ("net.onnx", ONNX), "dataset": ("data.npz", npz())}
+        body = problem(service.post("/v1/compress", files=sent, data={"spec": spec}), 422, "no_network")
+        assert body["errors"][0]["pointer"] == "/spec/steps" and "/v1/jobs" in body["hint"]
+        assert service.post("/v1/jobs", files=sent, data={"spec": spec}).status_code == 202
+
     def test_a_repeated_key_waits_for_the_same_job(self, service: Service):
         key = {"Idempotency-Key": "k"}
         first = service.post("/v1/compress?wait=0", files={"model": ("net.onnx", ONNX)}, headers=key)

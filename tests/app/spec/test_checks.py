@@ -53,6 +53,11 @@ class TestCompleteSpec:
         [
             ({"distill": {}}, "/spec/steps/0/distill"),
             ({"finetune": {}}, "/spec/steps/0/finetune"),
+            ({"sensitivity": {}}, "/spec/steps/0/sensitivity"),
+            (
+                {"prune": {"target": {"macs": "50%"}, "allocation": "sensitivity"}},
+                "/spec/steps/0/prune/allocation",
+            ),
             ({"prune": {"target": {"macs": "50%"}, "recovery": {"refit": True}}}, "/spec/steps/0/prune/recovery"),
             (
                 {"prune": {"target": {"macs": "50%"}, "iterations": 2, "epochs_between": 3}},
@@ -69,9 +74,16 @@ class TestCompleteSpec:
         error = rejected({"steps": [step]})
         assert (error.code, error.errors[0].pointer) == ("data_needed", pointer)
 
-    @pytest.mark.parametrize("step", [{"finetune": {}}, {"distill": {"loss": {"hard": 0.5}}}])
+    @pytest.mark.parametrize(
+        "step", [{"finetune": {}}, {"distill": {"loss": {"hard": 0.5}}}, {"sensitivity": {"metric": "accuracy"}}]
+    )
     def test_what_asks_for_labels_needs_labels(self, step: dict[str, Any]) -> None:
         assert rejected({"steps": [step]}, *IMAGES).code == "labels_needed"
+
+    def test_a_metric_of_another_task_is_told(self) -> None:
+        error = rejected({"steps": [{"sensitivity": {"metric": "rmse"}}]}, *IMAGES, *LABELS)
+        assert (error.code, error.errors[0].pointer) == ("metric_mismatch", "/spec/steps/0/sensitivity/metric")
+        assert completed({"steps": [{"sensitivity": {"metric": "divergence"}}]}, *IMAGES).makes_network is False
 
     @pytest.mark.parametrize(
         "fields",

@@ -81,6 +81,24 @@ class TestReadSpec:
                 "criterion_mismatch",
             ),
             (prune(structure="2:4", target=None, scope="isomorphic"), "/spec/steps/0/prune/scope", "scope_mismatch"),
+            (prune(scope="layer", allocation="sensitivity"), "/spec/steps/0/prune/allocation", "scope_mismatch"),
+            (
+                prune(structure="weights", target={"sparsity": "50%"}, allocation="sensitivity"),
+                "/spec/steps/0/prune/allocation",
+                "scope_mismatch",
+            ),
+            (
+                {"steps": [{"sensitivity": {"ratios": [0.5, 0.5]}}]},
+                "/spec/steps/0/sensitivity/ratios",
+                "not_rising",
+            ),
+            ({"steps": [{"sensitivity": {"ratios": [1.0]}}]}, "/spec/steps/0/sensitivity/ratios/0", "out_of_range"),
+            (
+                {"steps": [{"sensitivity": {"tradeoff": ["120%"]}}]},
+                "/spec/steps/0/sensitivity/tradeoff/0",
+                "out_of_range",
+            ),
+            ({"steps": [{"sensitivity": {"metric": "f1"}}]}, "/spec/steps/0/sensitivity/metric", "unknown_value"),
             ({"steps": [{"prune": {}}]}, "/spec/steps/0/prune/target", "field_required"),
             ({"steps": [{"prune": PRUNE | {"round_to": True}}]}, "/spec/steps/0/prune/round_to", "unknown_value"),
             (

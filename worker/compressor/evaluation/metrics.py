@@ -37,4 +37,15 @@ class OutputError(Described):
     help = "root of the mean squared difference from the original's first output, over that output's standard deviation"
 
 
-METRICS: tuple[type[Described], ...] = (Accuracy, Agreement, OutputError, Rmse)
+class Divergence(Described):
+    """Distance of the new first output from the old, as one of distributions."""
+
+    name = "divergence"
+    help = (
+        "mean Kullback-Leibler divergence of the original's class scores from the new ones, in nats; of other values the "
+        "squared difference over twice the variance (sensitivity steps)"
+    )
+    needs: ClassVar[list[str]] = ["data"]
+
+
+METRICS: tuple[type[Described], ...] = (Accuracy, Agreement, Divergence, OutputError, Rmse)

@@ -13,22 +13,29 @@ import numpy as np
 
 from worker.compressor.errors import TargetUnreachable
 from worker.compressor.pruning.choices import Choice
+from worker.compressor.pruning.descent import Costs, Widths, descend, exchange
+from worker.compressor.pruning.sensitivity import Losses
 
-Widths = dict[int, int]
 Scope = Literal["global", "layer", "isomorphic"]
 # Levels, and the allocation at each: from the widest to the narrowest.
 Ladder = tuple[list[float], Callable[[float], Widths]]
-Costs = Callable[[Mapping[int, int]], Mapping[str, int]]
 
 # A global ranking can wipe a layer out. No group goes below these shares of its units while a target can be met without.
 SOFT_FLOORS = (0.2, 0.1, 0.0)
 
 
-def allocate(choices: Sequence[Choice], costs: Costs, ceilings: Mapping[str, int], scope: Scope) -> Widths:
+def allocate(
+    choices: Sequence[Choice],
+    costs: Costs,
+    ceilings: Mapping[str, int],
+    scope: Scope,
+    losses: Losses | None = None,
+) -> Widths:
     """Units to keep by group, for the groups of `choices`.
 
     `costs` gives the exact counts of an allocation; `ceilings` what each may be at most. The result meets every
-    ceiling, and no group can keep one rounding step more without breaking one.
+    ceiling, and no group can keep one rounding step more without breaking one. With `losses` their sum decides between
+    groups, not the scores.
 
     Raises:
         TargetUnreachable: where even the narrowest allocation is above a ceiling.
@@ -45,9 +52,18 @@ def allocate(choices: Sequence[Choice], costs: Costs, ceilings: Mapping[str, int
         floors = {choice.group: choice.at_least(share * choice.num_units) for choice in choices}
         if fits(floors):
             break
+    if losses is not None:
+
+        def gain(choice: Choice, width: int) -> float:
+            """How much less is lost with a step more."""
+            return losses[choice.group](width) - losses[choice.group](choice.above(width) or width)
+
+        widths = _fill(choices, descend(choices, floors, costs, ceilings, losses), fits, gain)
+        return _fill(choices, exchange(choices, widths, floors, fits, losses), fits, gain)
     rank = {"global": _by_score, "layer": _by_share, "isomorphic": _by_kind}[scope]
     widths = _bisect(rank(choices), floors, fits)
-    return _fill(choices, widths, fits, scope)
+    # In a layer-wise cut the group that kept the smallest share comes first, else the one whose next unit scores best.
+    return _fill(choices, widths, fits, _smallness if scope == "layer" else _next_score)
 
 
 def _by_score(choices: Sequence[Choice]) -> Ladder:
@@ -111,19 +127,16 @@ def _bisect(ladder: Ladder, floors: Widths, fits: Callable[[Widths], bool]) -> W
     return rung(low) if low < len(levels) else dict(floors)
 
 
-def _fill(choices: Sequence[Choice], widths: Widths, fits: Callable[[Widths], bool], scope: Scope) -> Widths:
+def _fill(
+    choices: Sequence[Choice],
+    widths: Widths,
+    fits: Callable[[Widths], bool],
+    value: Callable[[Choice, int], float],
+) -> Widths:
     """Give back single steps, the most valuable first, until no group has room for one."""
-
-    def value(choice: Choice) -> float:
-        width = widths[choice.group]
-        # In a layer-wise cut the group that kept the smallest share comes first, else the one whose next unit scores best.
-        return (
-            -width / choice.num_units if scope == "layer" else float(choice.relative[min(width, choice.num_units - 1)])
-        )
-
     open_choices = [choice for choice in choices if choice.above(widths[choice.group])]
     while open_choices:
-        choice = max(open_choices, key=lambda c: (value(c), -c.group))
+        choice = max(open_choices, key=lambda c: (value(c, widths[c.group]), -c.group))
         wider = choice.above(widths[choice.group])
         if wider is not None and fits(widths | {choice.group: wider}):
             widths = widths | {choice.group: wider}
@@ -131,6 +144,14 @@ def _fill(choices: Sequence[Choice], widths: Widths, fits: Callable[[Widths], bo
             # Costs only rise from here, so what does not fit now never will.
             open_choices.remove(choice)
     return widths
+
+
+def _smallness(choice: Choice, width: int) -> float:
+    return -width / choice.num_units
+
+
+def _next_score(choice: Choice, width: int) -> float:
+    return float(choice.relative[min(width, choice.num_units - 1)])
 
 
 def _unreachable(found: Mapping[str, int], ceilings: Mapping[str, int]) -> TargetUnreachable:

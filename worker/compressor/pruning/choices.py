@@ -64,6 +64,10 @@ class Choice:
         """The next allowed number above `count`."""
         return next((allowed for allowed in self.counts if allowed > count), None)
 
+    def below(self, count: int) -> int | None:
+        """The next allowed number below `count`."""
+        return next((allowed for allowed in reversed(self.counts) if allowed < count), None)
+
     def units(self, count: int) -> np.ndarray:
         """The units to keep, rising; `count` is one of `counts`."""
         kept = np.ones(self.num_units, bool)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from worker.compressor.graph.network import Network
     from worker.compressor.pruning.activations import Activations, Inputs
     from worker.compressor.pruning.gradients import Moments, UnitGradients
+    from worker.compressor.pruning.sensitivity import Meter
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Evidence:
     """The network that is about to be cut, its groups, and how the weights of a group are combined.
 
     `view` is the network in float32 with a free batch, its tensors under their own names; `samples` is None where the job
-    has no data.
+    has no data; `meter` measures what is lost without some units of a group, where the spec asks for that.
     """
 
     network: Network
@@ -48,6 +49,7 @@ class Evidence:
     combine: Combine = "readers"
     view: Network | None = None
     samples: Samples | None = None
+    meter: Meter | None = None
 
     @property
     def tensors(self) -> Mapping[str, np.ndarray]:

@@ -27,6 +27,16 @@ def environment(context: Context) -> dict[str, Any]:
     }
 
 
+def subject(context: Context) -> dict[str, Any]:
+    """Which job found something out about which bytes."""
+    request = context.request
+    return {
+        "job_id": request.id,
+        "source_sha256": request.source.sha256 if request.source else None,
+        "dataset_sha256": request.dataset.sha256 if request.dataset else None,
+    }
+
+
 def report(context: Context, **parts: Any) -> dict[str, Any]:
     """The report: what the request says, the stages, and `parts` (result, layers, weights, exact, inexact)."""
     source = context.request.source

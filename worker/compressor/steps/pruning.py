@@ -9,17 +9,21 @@ from dataclasses import replace
 import numpy as np
 
 from app.spec.schema import Prune
+from app.spec.sensitivity import Sensitivity
 from worker.compressor.context import Stage
 from worker.compressor.errors import GraphError
+from worker.compressor.graph.channels.grouping import Group
 from worker.compressor.graph.counts import count
 from worker.compressor.graph.precision import in_float32
 from worker.compressor.graph.proof import Proof, prove
 from worker.compressor.graph.surgery import Cut, cut
 from worker.compressor.graph.training.batch import fixed_batch, has_free_batch
 from worker.compressor.job import Feeds, Job
+from worker.compressor.pruning.evidence import Evidence
 from worker.compressor.pruning.matrices import LEFT_OUT
 from worker.compressor.pruning.structures import Choice, Masking, Narrowing, structure_of
 from worker.compressor.report.counts import layer_rows, pins
+from worker.compressor.steps.metering import meter_for
 from worker.compressor.steps.samples import PROOF, affordable_rows, evidence_for
 
 PROOF_SAMPLES = 16
@@ -33,9 +37,14 @@ def prune(job: Job, step: int, options: Prune) -> None:
         TargetUnreachable, NothingRemoved, DataNeeded: see `Narrowing.choose`.
         GraphError: where the cut network does not compute what the masked one does.
     """
-    structure = structure_of(options)(
-        job.network, job.shapes, options, lambda groups: evidence_for(job, step, options, groups)
-    )
+
+    def look(groups: Sequence[Group]) -> Evidence:
+        evidence = evidence_for(job, step, options, groups)
+        if options.allocation == "score" or not job.has_data:
+            return evidence
+        return replace(evidence, meter=meter_for(job, Sensitivity().samples, told=job.context.progress))
+
+    structure = structure_of(options)(job.network, job.shapes, options, look)
     with job.context.stage("prune") as stage:
         if isinstance(structure, Narrowing):
             _narrow(job, step, options, structure, stage)
@@ -51,7 +60,7 @@ def _narrow(job: Job, step: int, options: Prune, structure: Narrowing, stage: St
     whole = {"macs": job.counts.macs, "params": job.counts.num_params}
     given = {"macs": options.target.macs, "params": options.target.params}
     ceilings = {name: target.resolve(whole[name]) for name, target in given.items() if target is not None}
-    choice, made, proof = _proven_cut(job, step, structure, ceilings)
+    choice, made, proof = proven_cut(job, step, structure, ceilings)
     if made.inexact:
         context.warn(_told_inexact(made))
     if proof.vacuous:
@@ -87,7 +96,7 @@ def _mask(job: Job, step: int, options: Prune, structure: Masking, stage: Stage)
     job.context.warn("zeros among the weights make the file smaller once packed; plain runtimes are no faster for them")
 
 
-def _proven_cut(job: Job, step: int, structure: Narrowing, ceilings: dict[str, int]) -> tuple[Choice, Cut, Proof]:
+def proven_cut(job: Job, step: int, structure: Narrowing, ceilings: dict[str, int]) -> tuple[Choice, Cut, Proof]:
     """A cut that meets the ceilings and passes the proof; groups that fail it stay whole, and others make up for them.
 
     The proof is about the exact groups; what a normalisation over the cut axis makes of the others is for the recovery.

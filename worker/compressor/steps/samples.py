@@ -19,7 +19,7 @@ from worker.compressor.pruning.evidence import Evidence, Samples
 KIND_SAMPLES = 256
 FEWEST = 4
 # Streams of the job's randomness beside those of the units of work, which are numbered from 0.
-PROOF, RECOVERY, EVIDENCE, STATISTICS = 10_000, 20_000, 30_000, 40_000
+PROOF, RECOVERY, EVIDENCE, STATISTICS, SENSITIVITY = 10_000, 20_000, 30_000, 40_000, 50_000
 
 
 def evidence_for(job: Job, step: int, options: Prune, groups: Sequence[Group]) -> Evidence:

@@ -37,19 +37,24 @@ def reconstruct(
     refit: bool,
     batchnorm: bool,
     masked: frozenset[str] = frozenset(),
+    only: frozenset[str] | None = None,
     progress: Callable[[float], None] = lambda share: None,
 ) -> tuple[Network, Repair]:
     """A copy of `cut` whose layers answer like those of `original` on `feeds`, as far as their weights allow.
 
     `refit` solves each Conv, Gemm and MatMul by least squares; `batchnorm` measures BatchNorm statistics anew. Layers
     whose inputs are what they were are left alone, and so are weights that several nodes share. The zeros of the tensors
-    that `masked` names stay zeros: what is left of these is fitted even where the inputs are what they were.
+    that `masked` names stay zeros: what is left of these is fitted even where the inputs are what they were. `only`
+    names the nodes that may be repaired; the walk ends with the last of them.
     """
     pass_ = _Lockstep(original, cut.copy(), feeds, refit, batchnorm, masked)
+    nodes = pass_.student.network.nodes
+    if only is not None:
+        nodes = nodes[: 1 + max((at for at, node in enumerate(nodes) if node.name in only), default=-1)]
     with torch.inference_mode():
-        for done, node in enumerate(pass_.student.network.nodes):
-            pass_.advance(node)
-            progress((done + 1) / len(pass_.student.network.nodes))
+        for done, node in enumerate(nodes):
+            pass_.advance(node, is_mended=only is None or node.name in only)
+            progress((done + 1) / len(nodes))
     return pass_.student.network, pass_.repair
 
 
@@ -77,10 +82,10 @@ class _Lockstep:
         self._outputs = {port.name for port in network.outputs}
         self._uses = Counter(name for node in network.nodes for name in node.inputs)
 
-    def advance(self, node: Node) -> None:
-        """Repair the node whose turn it is, then evaluate it."""
+    def advance(self, node: Node, *, is_mended: bool) -> None:
+        """Evaluate the node whose turn it is, once it is repaired where it is one that may be."""
         pair = self._catch_up(node) if node.outputs[0] in self._common else None
-        if pair is not None:
+        if pair is not None and is_mended:
             before, target = pair
             x = self.student.inputs(node)[0]
             is_masked = not self._masked.isdisjoint(node.inputs)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from app.spec.schema import Prune
-from worker.compressor.errors import NothingRemoved
+from worker.compressor.errors import DataNeeded, NothingRemoved
 from worker.compressor.pruning import allocation
 from worker.compressor.pruning.choices import Choice as Widths
 from worker.compressor.pruning.choices import rounding_step
@@ -20,6 +20,7 @@ from worker.compressor.pruning.structures import STRUCTURES, Choice, Narrowing
 if TYPE_CHECKING:
     from worker.compressor.graph.channels.analysis import Analysis, Group
     from worker.compressor.pruning.evidence import Evidence
+    from worker.compressor.pruning.sensitivity import Losses
 
 
 @STRUCTURES.register
@@ -33,39 +34,56 @@ class Channels(Narrowing):
         """See `Narrowing.choose`."""
         from worker.compressor.graph.cost import CostModel
 
-        analysis = self._analysis
+        analysis = self.analysis
         model = CostModel(self.network, analysis, self.shapes)
         costs = {"macs": model.macs, "params": model.num_params}
-        reasons = self._left_whole | dict(refused)
-        # A stream for each group: what a group draws does not depend on which others are left out or refused.
-        streams = rng.spawn(len(analysis.groups))
-        options = [self._option(group, streams[group.id]) for group in analysis.groups if group.id not in reasons]
+        options = self.candidates(rng, refused)
         by_group = {option.group: option for option in options}
 
         def price(widths: Mapping[int, int]) -> dict[str, int]:
             kept = {group: by_group[group].units(width) for group, width in widths.items()}
             return {name: costs[name](kept) for name in ceilings}
 
-        widths = allocation.allocate(options, price, ceilings, self.prune.scope)
+        widths = allocation.allocate(options, price, ceilings, self.prune.scope, self._losses(options))
         kept = {o.group: o.units(widths[o.group]) for o in options if widths[o.group] < o.num_units}
         if not kept:
             raise NothingRemoved("the network meets the target already, so nothing was removed")
-        by_layer = {layer: reasons[g.id] for g in analysis.groups if g.id in reasons for layer in g.layers}
-        return Choice(analysis, kept, dict(analysis.kept_because) | by_layer)
+        return Choice(analysis, kept, self.kept_because(refused))
+
+    def candidates(self, rng: np.random.Generator, refused: Mapping[int, str]) -> list[Widths]:
+        """What may be kept of each group that is up for removal, by the scores of its units."""
+        whole = self._left_whole | dict(refused)
+        # A stream for each group: what a group draws does not depend on which others are left out or refused.
+        streams = rng.spawn(len(self.analysis.groups))
+        return [self._option(group, streams[group.id]) for group in self.analysis.groups if group.id not in whole]
+
+    def kept_because(self, refused: Mapping[int, str]) -> dict[str, str]:
+        """Why layers are not up for removal, by layer."""
+        reasons, groups = self._left_whole | dict(refused), self.analysis.groups
+        by_layer = {layer: reasons[group.id] for group in groups if group.id in reasons for layer in group.layers}
+        return dict(self.analysis.kept_because) | by_layer
+
+    def _losses(self, options: Sequence[Widths]) -> Losses | None:
+        if self.prune.allocation != "sensitivity":
+            return None
+        if self._evidence.meter is None:
+            raise DataNeeded("allocation by sensitivity looks at what samples lose, and there is no data set")
+        return self._evidence.meter.losses(self.analysis, options)
 
     @cached_property
-    def _analysis(self) -> Analysis:
+    def analysis(self) -> Analysis:
+        """The network's groups of channels."""
         from worker.compressor.graph.channels.analysis import analyse
 
         return analyse(self.network, self.shapes)
 
     @cached_property
     def _left_whole(self) -> dict[int, str]:
-        return _reasons(self._analysis, self.prune)
+        return _reasons(self.analysis, self.prune)
 
     @cached_property
     def _evidence(self) -> Evidence:
-        return self.look([group for group in self._analysis.groups if group.id not in self._left_whole])
+        return self.look([group for group in self.analysis.groups if group.id not in self._left_whole])
 
     @cached_property
     def _operators(self) -> dict[str, str]:

@@ -1,0 +1,88 @@
+"""What a job measures cut networks with, and remembers for other jobs on the same bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from worker.compressor.evaluation.exam import Exam, Figures
+from worker.compressor.graph.channels.grouping import Group
+from worker.compressor.graph.network import Network
+from worker.compressor.job import Job, answers_file, identity, taken_back
+from worker.compressor.outcome import write_whole
+from worker.compressor.pruning.reconstruction.lockstep import reconstruct
+from worker.compressor.pruning.sensitivity import Meter
+from worker.compressor.steps.samples import SENSITIVITY, affordable_rows
+
+#: Rows that the readers of a group are refitted on. A quarter of what a recovery takes drew the same curves.
+REFIT_ROWS = 128
+
+
+def exam_of(job: Job, num_rows: int) -> Exam:
+    """The same seeded validation rows, for every network that is to be compared."""
+    return Exam(job.data.val.sample(num_rows, job.context.rng(SENSITIVITY)), job.answers, job.task)
+
+
+def meter_for(job: Job, num_rows: int, *, refit: bool = True, told: Callable[[float], None]) -> Meter:
+    """Measures what the job's network loses, on so many validation rows."""
+    exam, network = exam_of(job, num_rows), job.network
+    feeds = job.feeds(job.data.train, affordable_rows(job, REFIT_ROWS, 2), SENSITIVITY)
+
+    def examine(made: Network) -> Figures:
+        job.context.check()
+        return exam(job.runner(made))
+
+    def mend(made: Network, readers: frozenset[str]) -> Network:
+        before, after = job.view(job.original), job.view(made)
+        if not refit or before is None or after is None:
+            return made
+        masked = frozenset(job.proven.masked)
+        fitted, _ = reconstruct(before, after, feeds, refit=True, batchnorm=True, masked=masked, only=readers)
+        return taken_back(made, fitted)
+
+    options = [num_rows, refit, job.context.spec.seed, str(job.context.device)]
+    kept = KeptPoints(answers_file(job.context).with_suffix(".sensitivity.json"), [identity(job.context), *options])
+    is_known = network is job.original
+    return Meter(network, mend, examine, examine(network), kept if is_known else KeptPoints(None, []), told)
+
+
+class KeptPoints:
+    """Figures of cuts, in a file for other jobs; without a file they are remembered for as long as this lives."""
+
+    def __init__(self, file: Path | None, conditions: list[Any]) -> None:
+        self._file = file
+        self._conditions = [metadata.version("featherweight"), *conditions]
+        self._points: dict[str, Figures] = {}
+        if file is not None and file.exists():
+            self._points = _read(file)
+
+    def get(self, group: Group, units: np.ndarray) -> Figures | None:
+        """See `Kept.get`."""
+        return self._points.get(self._key(group, units))
+
+    def put(self, group: Group, units: np.ndarray, figures: Figures) -> None:
+        """See `Kept.put`. The file is a cache, so failures are no one's concern."""
+        self._points[self._key(group, units)] = figures
+        if self._file is not None:
+            with suppress(OSError):
+                write_whole(self._file, json.dumps(self._points).encode())
+
+    def _key(self, group: Group, units: np.ndarray) -> str:
+        """What a figure depends on: everything that was measured with, and which units of which layers stayed."""
+        content = json.dumps([self._conditions, list(group.layers), units.tolist()])
+        return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _read(file: Path) -> dict[str, Figures]:
+    try:
+        points = json.loads(file.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return points if isinstance(points, dict) else {}
