@@ -135,7 +135,7 @@ class PruneTargets(SpecModel):
 
 
 class Prune(SpecModel):
-    """Remove whole coupled groups of channels (or single weights, or tiles of them) until the target is met, then recover."""
+    """Remove coupled groups of channels (or whole layers, single weights, tiles of them) until the target is met, then recover."""
 
     structure: Annotated[str, AfterValidator(_a_structure)] = "channels"
     block: list[Annotated[int, Field(ge=1, le=1024)]] | None = Field(
@@ -181,8 +181,13 @@ class Prune(SpecModel):
     @field_validator("scope")
     @classmethod
     def _ranks_it(cls, scope: str, info: ValidationInfo) -> str:
-        if scope == "isomorphic" and info.data.get("structure", "channels") != "channels":
+        structure = info.data.get("structure", "channels")
+        if scope == "isomorphic" and structure != "channels":
             raise PydanticCustomError("scope_mismatch", "only channels have isomorphic groups")
+        if scope == "layer" and structure == "layers":
+            raise PydanticCustomError(
+                "scope_mismatch", "of a whole layer there is no share; layers are ranked globally"
+            )
         return scope
 
     @field_validator("allocation")
@@ -204,16 +209,17 @@ class Prune(SpecModel):
     @field_validator("target")
     @classmethod
     def _counts_it(cls, target: PruneTargets | None, info: ValidationInfo) -> PruneTargets | None:
-        """Channels are counted in MACs and parameters, weights and blocks in zeros; n:m says how many by itself."""
+        """Channels and layers are counted in MACs and parameters, weights and blocks in zeros; n:m says how many by itself."""
         structure = info.data.get("structure", "channels")
         if target is None:
             if _kind_of(structure) != "n:m":
                 raise PydanticCustomError("missing", "is needed")
             return None
         is_count = target.macs is not None or target.params is not None
-        if is_count != (structure == "channels") or (is_count and target.sparsity is not None):
+        if is_count != (structure in ("channels", "layers")) or (is_count and target.sparsity is not None):
             raise PydanticCustomError(
-                "target_mismatch", "channels have targets of macs and params; weights, blocks and n:m one of sparsity"
+                "target_mismatch",
+                "channels and layers have targets of macs and params; weights, blocks and n:m one of sparsity",
             )
         return target
 

@@ -37,11 +37,13 @@ JUDGING_BYTES = 1 << 30
 
 @dataclass
 class Proven:
-    """What the prune steps did so far: kept units by step and group, the proof of each cut, and the tensors that have
-    zeros which training must leave in place. `removed_in`: the units of work that removed something.
+    """What the prune steps did so far: each cut, and the tensors that have zeros which training must leave in place.
+
+    A cut is `{"units": {group: kept}}`, or `{"skips": [sum]}` where only the skip is left of sums. `removed_in`: the units
+    of work that removed something.
     """
 
-    kept: list[dict[str, list[int]]] = field(default_factory=list)
+    cuts: list[dict[str, Any]] = field(default_factory=list)
     kept_because: dict[str, str] = field(default_factory=dict)
     inexact: list[dict[str, Any]] = field(default_factory=list)
     masked: list[str] = field(default_factory=list)

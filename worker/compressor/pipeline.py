@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import torch
 
 from app.spec.schema import Prune, Spec
@@ -21,8 +22,11 @@ from worker.compressor.evaluation.tally import Tally
 from worker.compressor.finishing import documents, finish, finish_study
 from worker.compressor.graph.channels.analysis import analyse
 from worker.compressor.graph.counts import count
+from worker.compressor.graph.network import Network
+from worker.compressor.graph.residuals import Residuals
+from worker.compressor.graph.shortening import shorten
 from worker.compressor.graph.surgery import cut
-from worker.compressor.job import Job, Proven, open_job
+from worker.compressor.job import Job, Proven, Shapes, open_job
 from worker.compressor.outcome import Outcome
 from worker.compressor.report.counts import totals
 from worker.compressor.request import Request
@@ -162,9 +166,8 @@ def _resume(job: Job) -> int:
         return -1
     job.proven, job.studies = Proven(**state["proven"]), state.get("studies", [])
     network = job.original
-    for kept in job.proven.kept:
-        analysis = analyse(network, job.shapes)
-        network = cut(network, analysis, {int(group): units for group, units in _arrays(kept).items()}).network
+    for made in job.proven.cuts:
+        network = _cut_again(network, job.shapes, made)
     network = network.copy()
     job.checkpoints.restore(state, network)
     job.network = network
@@ -174,10 +177,13 @@ def _resume(job: Job) -> int:
     return int(state["step"])
 
 
-def _arrays(kept: dict[str, list[int]]) -> dict[str, Any]:
-    import numpy as np
-
-    return {group: np.asarray(units, np.int64) for group, units in kept.items()}
+def _cut_again(network: Network, shapes: Shapes, made: dict[str, Any]) -> Network:
+    """What a cut (see `Proven`) made of the network."""
+    if "skips" in made:
+        branches = Residuals(network, shapes).branches
+        return shorten(network, [branch for branch in branches if branch.add in made["skips"]])
+    kept = {int(group): np.asarray(units, np.int64) for group, units in made["units"].items()}
+    return cut(network, analyse(network, shapes), kept).network
 
 
 def _kept_failure(job: Job, error: CompressorError) -> Outcome:

@@ -61,6 +61,11 @@ class TestReadSpec:
             (prune(structure="2:4"), "/spec/steps/0/prune/target", "target_mismatch"),
             (prune(structure="2:4", target=None, iterations=2), "/spec/steps/0/prune/iterations", "schedule_mismatch"),
             (prune(block=[4, 4]), "/spec/steps/0/prune/block", "block_mismatch"),
+            (prune(structure="layers", target={"sparsity": "50%"}), "/spec/steps/0/prune/target", "target_mismatch"),
+            (prune(structure="layers", scope="layer"), "/spec/steps/0/prune/scope", "scope_mismatch"),
+            (prune(structure="layers", scope="isomorphic"), "/spec/steps/0/prune/scope", "scope_mismatch"),
+            (prune(structure="layers", criterion="lamp"), "/spec/steps/0/prune/criterion", "criterion_mismatch"),
+            (prune(structure="layers", block=[4, 4]), "/spec/steps/0/prune/block", "block_mismatch"),
             (prune(structure="blocks"), "/spec/steps/0/prune/target", "target_mismatch"),
             (
                 prune(structure="blocks", target={"sparsity": "50%"}, block=[4]),

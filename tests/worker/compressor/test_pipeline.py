@@ -24,6 +24,8 @@ from tests.worker.compressor.networks import (
 )
 from worker.compressor.errors import RunAborted
 
+LAYERS = {"prune": {"structure": "layers", "target": {"macs": "50%"}}}
+
 
 def prepared(x):
     return ((x.astype(np.float32) * np.float32(1 / 255) - np.float32(0.4)) / np.float32(0.25)).astype(np.float32)
@@ -234,13 +236,14 @@ class TestInterruption:
         assert outcome is None
         assert RunAborted.code == "cancelled"
 
-    def test_the_next_attempt_ends_where_an_undisturbed_one_does(self, files, tmp_path):
-        spec = SPEC | {"steps": [PRUNE, {"distill": {"epochs": 3, "batch_size": 40}}]}
+    @pytest.mark.parametrize("cuts", [[PRUNE], [{"prune": {"target": {"macs": "80%"}}}, LAYERS]])
+    def test_the_next_attempt_ends_where_an_undisturbed_one_does(self, cuts, files, tmp_path):
+        spec = SPEC | {"steps": [*cuts, {"distill": {"epochs": 3, "batch_size": 40}}]}
         whole, _ = compressed(tmp_path / "whole", files / "net.onnx", files / "labelled.npz", spec)
         checkpoints = tmp_path / "checkpoints"
 
         def stop():
-            return (checkpoints / "training-1.pt").exists()
+            return (checkpoints / f"training-{len(cuts)}.pt").exists()
 
         _, stopped = compressed(
             tmp_path / "first",

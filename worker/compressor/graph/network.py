@@ -70,7 +70,7 @@ class Network:
     `tensors` holds every constant by value name, `origins` says for each of them what it was in the upload, and
     `layers` gives layer names (by first output) where they are not the ONNX node names, and `sample_shapes` are input
     shapes of one sample that the network is known to take. `structure` says how it is called, where that is more than
-    tensors in order (see `structure.py`).
+    tensors in order (see `structure.py`). `lost` are origins of tensors that went as a whole since the upload.
     """
 
     def __init__(
@@ -82,11 +82,13 @@ class Network:
         layers: dict[str, str] | None = None,
         sample_shapes: Mapping[str, tuple[int, ...]] | None = None,
         structure: dict[str, Any] | None = None,
+        lost: tuple[Origin, ...] = (),
     ) -> None:
         self.model = model
         self.tensors = tensors
         self.sample_shapes = dict(sample_shapes or {})
         self.structure = structure
+        self.lost = lost
         self.layers = dict(layers or {})
         self.origins = dict(origins or {})
         for name, array in tensors.items():
@@ -134,6 +136,7 @@ class Network:
             layers=self.layers,
             sample_shapes=self.sample_shapes,
             structure=self.structure,
+            lost=self.lost,
         )
 
     def consumers(self) -> dict[str, list[tuple[Node, int]]]:

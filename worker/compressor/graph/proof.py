@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,17 +45,41 @@ def prove(original: Network, cut: Cut, analysis: Analysis, feeds: Mapping[str, n
     Raises:
         GraphError: `surgery_failed` if they differ by more than the tolerance: the cut must not be used.
     """
-    watched = _watched(original, analysis)
+    networks = (cut.network, masked(original, analysis, cut.kept), original)
+    return _compare(networks, _watched(original, analysis), cut.lines, feeds)
+
+
+def prove_shortened(
+    original: Network, shortened: Network, silent: Network, sums: Sequence[str], feeds: Mapping[str, np.ndarray]
+) -> Proof:
+    """Compare a network without some residual branches with `silent`, the original in which these are zero.
+
+    They are compared at `sums`, where the branches ended, before every saturation and at the outputs.
+
+    Raises:
+        GraphError: as `prove`.
+    """
+    left = {output for node in shortened.nodes for output in node.outputs}
+    watched = {port.name for port in original.outputs} | _saturated(original) | set(sums)
+    return _compare((shortened, silent, original), watched & left, {}, feeds)
+
+
+def _compare(
+    networks: tuple[Network, Network, Network],
+    watched: set[str],
+    cut_lines: Mapping[str, list[tuple[int, np.ndarray]]],
+    feeds: Mapping[str, np.ndarray],
+) -> Proof:
+    """The cut network, the masked original and the original, side by side; `cut_lines` as in `Cut.lines`."""
+    original = networks[2]
     tensors = {name: as_tensor(np.asarray(array)) for name, array in feeds.items()}
     tolerance = _TOLERANCE_HALF if _is_half(original) else TOLERANCE
-    walks = [
-        _Walk(network, tensors, watched) for network in (cut.network, masked(original, analysis, cut.kept), original)
-    ]
+    walks = [_Walk(network, tensors, watched) for network in networks]
     error, control, worst = 0.0, 0.0, ""
     with torch.no_grad():
         for name in [output for node in original.nodes for output in node.outputs if output in watched]:
             now, zeroed, whole = (walk.until(name) for walk in walks)
-            lines = cut.lines.get(name, [])
+            lines = cut_lines.get(name, [])
             difference = _difference(_chosen(zeroed, lines), now)
             if not difference <= error:
                 error, worst = difference, name
@@ -86,14 +110,15 @@ class _Walk:
 def _watched(network: Network, analysis: Analysis) -> set[str]:
     """Outputs of consumers that are not cut along several axes, what goes into a saturation, and the outputs."""
     consumers = {piece.node for group in analysis.groups for piece in group.slices if piece.role == "consumes"}
-    found = {port.name for port in network.outputs}
-    for node in network.nodes:
-        if node.name in consumers:
-            found.add(node.outputs[0])
-        if node.op in SATURATING and node.inputs[0] not in network.tensors:
-            found.add(node.inputs[0])
+    found = {port.name for port in network.outputs} | _saturated(network)
+    found |= {node.outputs[0] for node in network.nodes if node.name in consumers}
     made = {output for node in network.nodes for output in node.outputs}
     return {name for name in found & made if _is_comparable(analysis, name)}
+
+
+def _saturated(network: Network) -> set[str]:
+    """What goes into a saturation, constants excepted."""
+    return {node.inputs[0] for node in network.nodes if node.op in SATURATING} - network.tensors.keys()
 
 
 def _is_comparable(analysis: Analysis, name: str) -> bool:

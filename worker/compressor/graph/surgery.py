@@ -97,11 +97,9 @@ def masked(network: Network, analysis: Analysis, kept: Mapping[int, Sequence[int
 
 def weight_cuts(network: Network) -> list[WeightCut]:
     """The rows of `weights` in `report.json`, over all cuts since the upload."""
+    left = [network.origins[name] for name in sorted(network.origins) if not network.origins[name].made]
     rows = []
-    for name in sorted(network.origins):
-        origin = network.origins[name]
-        if origin.made:
-            continue
+    for origin in (*left, *network.lost):
         axes = {str(axis): _listed(kept) for axis, kept in sorted(origin.kept.items()) if _is_cut(origin, axis)}
         if axes:
             zero_axes = tuple(str(axis) for axis in sorted(origin.zero) if str(axis) in axes)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from worker.compressor.graph.network import Network
     from worker.compressor.pruning.activations import Activations, Inputs
     from worker.compressor.pruning.gradients import Moments, UnitGradients
+    from worker.compressor.pruning.influences import Influences
     from worker.compressor.pruning.sensitivity import Meter
 
 
@@ -101,6 +102,17 @@ class Evidence:
         from worker.compressor.pruning.activations import observe_inputs
 
         return observe_inputs(*self._seen())
+
+    @cached_property
+    def influences(self) -> Influences:
+        """What residual branches do.
+
+        Raises:
+            DataNeeded: where the job has no data.
+        """
+        from worker.compressor.pruning.influences import Influences
+
+        return Influences(*self._seen())
 
     def _seen(self) -> tuple[Network, Samples]:
         if self.view is None or self.samples is None:

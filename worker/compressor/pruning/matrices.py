@@ -26,14 +26,18 @@ def matrices_of(network: Network, prune: Prune) -> tuple[list[Matrix], dict[str,
     """The matrices in graph order, each tensor once, and why layers that the spec leaves out keep all their weights."""
     found, left_out, seen, tied = [], dict[str, str](), set[str](), network.tied()
     for node in network.nodes:
-        for slot, inputs, outputs in _axes(node, network):
-            tensor = node.inputs[slot]
+        for matrix in matrices_at(node, network):
             if not is_chosen(node.name, prune):
                 left_out[node.name] = LEFT_OUT
-            elif tied[tensor] not in seen:
-                found.append(Matrix(node.name, node, tensor, inputs, outputs))
-            seen.add(tied[tensor])
+            elif tied[matrix.tensor] not in seen:
+                found.append(matrix)
+            seen.add(tied[matrix.tensor])
     return found, left_out
+
+
+def matrices_at(node: Node, network: Network) -> list[Matrix]:
+    """The matrices that one node multiplies with."""
+    return [Matrix(node.name, node, node.inputs[slot], *axes) for slot, *axes in _axes(node, network)]
 
 
 LEFT_OUT = "left out by the spec"

@@ -1,4 +1,4 @@
-"""A prune step: what to remove is chosen, removed, and where layers get narrower, proven."""
+"""A prune step: what to remove is chosen, removed, and where layers get narrower or go, proven."""
 
 from __future__ import annotations
 
@@ -17,17 +17,13 @@ from worker.compressor.graph.counts import count
 from worker.compressor.graph.precision import in_float32
 from worker.compressor.graph.proof import Proof, prove
 from worker.compressor.graph.surgery import Cut, cut
-from worker.compressor.graph.training.batch import fixed_batch, has_free_batch
 from worker.compressor.job import Feeds, Job
 from worker.compressor.pruning.evidence import Evidence
-from worker.compressor.pruning.matrices import LEFT_OUT
-from worker.compressor.pruning.structures import Choice, Masking, Narrowing, structure_of
-from worker.compressor.report.counts import layer_rows, pins
+from worker.compressor.pruning.structures import Choice, Masking, Narrowing, Shortening, structure_of
+from worker.compressor.steps.limits import ceilings_of, note_kept
 from worker.compressor.steps.metering import meter_for
-from worker.compressor.steps.samples import PROOF, affordable_rows, evidence_for
-
-PROOF_SAMPLES = 16
-_DEAR = 0.2  # share of the MACs from which on a reason to keep layers is worth a warning
+from worker.compressor.steps.samples import evidence_for, note_proof, proof_feeds
+from worker.compressor.steps.shortening import take_out
 
 
 def prune(job: Job, step: int, options: Prune) -> None:
@@ -48,6 +44,8 @@ def prune(job: Job, step: int, options: Prune) -> None:
     with job.context.stage("prune") as stage:
         if isinstance(structure, Narrowing):
             _narrow(job, step, options, structure, stage)
+        elif isinstance(structure, Shortening):
+            take_out(job, step, options, structure, stage)
         elif isinstance(structure, Masking):
             _mask(job, step, options, structure, stage)
         job.proven.removed_in.append(step)
@@ -55,28 +53,17 @@ def prune(job: Job, step: int, options: Prune) -> None:
 
 def _narrow(job: Job, step: int, options: Prune, structure: Narrowing, stage: Stage) -> None:
     """Cut to the targets, and prove the cut."""
-    context = job.context
-    assert options.target is not None
-    whole = {"macs": job.counts.macs, "params": job.counts.num_params}
-    given = {"macs": options.target.macs, "params": options.target.params}
-    ceilings = {name: target.resolve(whole[name]) for name, target in given.items() if target is not None}
-    choice, made, proof = proven_cut(job, step, structure, ceilings)
+    choice, made, proof = proven_cut(job, step, structure, ceilings_of(job, options))
     if made.inexact:
-        context.warn(_told_inexact(made))
-    if proof.vacuous:
-        context.warn("the proof of the cut says nothing: the removed channels do not matter on these samples")
+        job.context.warn(_told_inexact(made))
+    note_proof(job, step, stage, proof)
     before, job.network = job.network, made.network
-    job.proven.kept.append({str(group): units.tolist() for group, units in choice.kept.items()})
-    job.proven.kept_because.update(choice.kept_because)
-    for pin in pins(layer_rows(job.counts, job.counts, choice.kept_because)):
-        if pin["share"] >= _DEAR and pin["why"] != LEFT_OUT:
-            context.warn(f"{pin['share']:.0%} of the MACs were not up for removal: {pin['why']}")
+    job.proven.cuts.append({"units": {str(group): units.tolist() for group, units in choice.kept.items()}})
+    note_kept(job, choice.kept_because)
     sources = {name: origin.source for name, origin in before.origins.items()}
     job.proven.inexact += [
         row | {"weights": sorted({sources.get(name, name) for name in row["weights"]})} for row in made.inexact
     ]
-    stage.metrics |= {"proof_error": proof.error, "proof_control": proof.control, "vacuous": proof.vacuous}
-    context.metric("proof_error", step, proof.error)
 
 
 def _mask(job: Job, step: int, options: Prune, structure: Masking, stage: Stage) -> None:
@@ -101,11 +88,7 @@ def proven_cut(job: Job, step: int, structure: Narrowing, ceilings: dict[str, in
 
     The proof is about the exact groups; what a normalisation over the cut axis makes of the others is for the recovery.
     """
-    rows = fixed_batch(job.network) or 1
-    feeds = job.feeds(
-        job.data.val, affordable_rows(job, PROOF_SAMPLES, 3) if has_free_batch(job.network) else rows, PROOF
-    )
-    refused: dict[int, str] = {}
+    feeds, refused = proof_feeds(job), dict[int, str]()
     while True:
         rng = job.context.rng(step)
         choice = structure.choose(ceilings, rng, refused)

@@ -7,16 +7,18 @@ from collections.abc import Sequence
 import numpy as np
 
 from app.spec.schema import Prune, Recovery
+from worker.compressor.context import Stage
 from worker.compressor.distillation.objective import OutputKind, output_kind
 from worker.compressor.evaluation.footprint import affordable
 from worker.compressor.graph.channels.grouping import Group
 from worker.compressor.graph.precision import in_float32
-from worker.compressor.graph.training.batch import fixed_batch
-from worker.compressor.job import Job
+from worker.compressor.graph.proof import Proof
+from worker.compressor.graph.training.batch import fixed_batch, has_free_batch
+from worker.compressor.job import Feeds, Job
 from worker.compressor.pruning.criteria import CRITERIA
 from worker.compressor.pruning.evidence import Evidence, Samples
 
-KIND_SAMPLES = 256
+KIND_SAMPLES, PROOF_SAMPLES = 256, 16
 FEWEST = 4
 # Streams of the job's randomness beside those of the units of work, which are numbered from 0.
 PROOF, RECOVERY, EVIDENCE, STATISTICS, SENSITIVITY = 10_000, 20_000, 30_000, 40_000, 50_000
@@ -38,6 +40,21 @@ def evidence_for(job: Job, step: int, options: Prune, groups: Sequence[Group]) -
         job.context.spec.seed,
     )
     return Evidence(job.network, groups, options.combine, view or in_float32(job.network), samples)
+
+
+def proof_feeds(job: Job) -> Feeds:
+    """The few rows on which a cut is proven: a whole batch where the file fixes it."""
+    is_free = has_free_batch(job.network)
+    rows = affordable_rows(job, PROOF_SAMPLES, 3) if is_free else fixed_batch(job.network) or 1
+    return job.feeds(job.data.val, rows, PROOF)
+
+
+def note_proof(job: Job, step: int, stage: Stage, proof: Proof) -> None:
+    """What the proof of a cut says, among the metrics; that it says nothing is a warning."""
+    if proof.vacuous:
+        job.context.warn("the proof of the cut says nothing: what was removed does not matter on these samples")
+    stage.metrics |= {"proof_error": proof.error, "proof_control": proof.control, "vacuous": proof.vacuous}
+    job.context.metric("proof_error", step, proof.error)
 
 
 def output_kinds(job: Job) -> tuple[OutputKind | None, ...]:

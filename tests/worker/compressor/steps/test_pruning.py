@@ -9,6 +9,7 @@ from onnx import numpy_helper
 
 from tests.worker.compressor.networks import PRUNE, SPEC, artifact, compressed, export_fixed, mix_samples, trained
 from worker.compressor.errors import GraphError
+from worker.compressor.steps import limits, shortening
 from worker.compressor.steps import pruning as steps
 
 
@@ -88,9 +89,48 @@ class TestWhatIsRemoved:
         assert outcome["status"] == "succeeded", outcome
 
 
+class TestLayers:
+    @pytest.mark.parametrize("criterion", ["l1", "activation"])
+    def test_a_branch_goes_and_what_is_left_is_repaired(self, criterion, files, tmp_path):
+        prune = {"structure": "layers", "criterion": criterion, "target": {"macs": "50%"}}
+        spec = SPEC | {"steps": [{"prune": prune}], "outputs": ["onnx", "torchscript", "exported_program"]}
+        attempt, outcome = compressed(tmp_path, files / "net.onnx", files / "labelled.npz", spec)
+        assert outcome["status"] == "succeeded", outcome
+        result, report = outcome["result"], json.loads(artifact(attempt, "report.json").read_text())
+        assert result["ratio"]["macs"] < 0.2 and max(result["parity"].values()) < 1e-4
+        assert report["exact"] and result["compressed"]["accuracy"] > result["baseline"]["accuracy"] - 0.1
+        gone = {row["name"]: row for row in report["layers"] if row["shape_after"] is None}
+        assert gone.keys() == {"/conv1/Conv", "/conv2/Conv"}
+        assert all(row["params_after"] == row["macs_after"] == 0 < row["params_before"] for row in gone.values())
+        assert all(row["kept_because"] is None for row in gone.values())
+        assert "identity" in report["layers"][0]["kept_because"]
+        assert all(row["axes"] == {"0": []} for row in report["weights"]) and len(report["weights"]) == 4
+        made = onnx.load(artifact(attempt, "model.onnx"))
+        assert {t.name for t in made.graph.initializer}.isdisjoint(row["name"] for row in report["weights"])
+        assert [node.op_type for node in made.graph.node if node.op_type in ("Conv", "Add")] == ["Conv"]
+
+    def test_a_branch_that_fails_its_proof_stays(self, files, tmp_path, monkeypatch):
+        def doubtful(*given):
+            raise GraphError("no proof")
+
+        monkeypatch.setattr(shortening, "prove_shortened", doubtful)
+        spec = SPEC | {"steps": [{"prune": {"structure": "layers", "target": {"macs": "50%"}}}]}
+        _, outcome = compressed(tmp_path, files / "net.onnx", files / "labelled.npz", spec)
+        assert outcome["status"] == "failed" and outcome["error"]["code"] == "target_unreachable"
+        assert any("failed its proof" in warning for warning in outcome["warnings"])
+
+    def test_a_fixed_batch_and_no_data_are_no_hindrance(self, files, tmp_path):
+        spec = {"steps": [{"prune": {"structure": "layers", "target": {"params": "70%"}}}]}
+        _, outcome = compressed(tmp_path / "a", files / "fixed.onnx", None, spec)
+        assert outcome["status"] == "succeeded", outcome
+        spec = SPEC | {"steps": [{"prune": spec["steps"][0]["prune"] | {"criterion": "activation"}}]}
+        _, outcome = compressed(tmp_path / "b", files / "fixed.onnx", files / "labelled.npz", spec)
+        assert outcome["status"] == "succeeded" and outcome["result"]["compressed"]["accuracy"] > 0.8
+
+
 class TestPins:
     def test_what_keeps_a_large_share_is_a_warning(self, files, tmp_path, monkeypatch):
-        monkeypatch.setattr(steps, "_DEAR", 1e-6)
+        monkeypatch.setattr(limits, "_DEAR", 1e-6)
         attempt, outcome = compressed(tmp_path, files / "net.onnx", files / "labelled.npz", SPEC)
         pin = json.loads(artifact(attempt, "report.json").read_text())["pins"][0]
         assert f"{pin['share']:.0%} of the MACs were not up for removal: {pin['why']}" in outcome["warnings"]

@@ -11,7 +11,7 @@ _MAKERS = {
     "Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum", "LSTM", "GRU", "RNN", "BatchNormalization", "LayerNormalization",
     "InstanceNormalization", "RMSNormalization",
 }  # fmt: skip
-_FROM_ZERO_TO_ZERO = {
+FROM_ZERO_TO_ZERO = {
     "Abs", "Asin", "Asinh", "Atan", "Atanh", "Cast", "Ceil", "Celu", "Dropout", "Elu", "Erf", "Floor", "Gelu", "HardSwish",
     "Identity", "LeakyRelu", "Mish", "Neg", "PRelu", "Relu", "Round", "Selu", "Sign", "Sin", "Sinh", "Softsign", "Sqrt",
     "Swish", "Tan", "Tanh", "ThresholdedRelu",
@@ -39,7 +39,7 @@ def keeps_zero(
     if node.op in _MAKERS:
         has_weights = any(name in network.tensors or (name in derived and name in zero) for name in node.inputs)
         return has_weights or (bool(labelled) and labelled <= zero)
-    if node.op in _FROM_ZERO_TO_ZERO:
+    if node.op in FROM_ZERO_TO_ZERO:
         return node.inputs[0] in zero
     if node.op == "Attention":  # gives means of the values, and where asked keys and values themselves
         return all(name in zero for name in (node.inputs[2:3] if len(node.outputs) == 1 else node.inputs[1:3]))

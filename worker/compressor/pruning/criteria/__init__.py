@@ -9,6 +9,7 @@ kept 0.4 points more than the sum over both, and makers alone were as good as ra
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -21,6 +22,7 @@ from worker.compressor.registry import Registry
 
 if TYPE_CHECKING:
     from worker.compressor.graph.channels.analysis import Group
+    from worker.compressor.graph.residuals import Residual
 
 
 class Criterion(Described, ABC):
@@ -32,7 +34,8 @@ class Criterion(Described, ABC):
 
     is_comparable: ClassVar[bool] = False
 
-    #: The structures that it scores: units of coupled groups (`channels`), single weights (`weights`, `blocks`, `n:m`).
+    #: The structures that it scores: units of coupled groups (`channels`), single weights (`weights`, `blocks`, `n:m`),
+    #: and where they say so whole residual branches (`layers`).
     structures: ClassVar[tuple[str, ...]] = ("channels", "weights", "blocks", "n:m")
 
     @abstractmethod
@@ -50,6 +53,20 @@ class Criterion(Described, ABC):
             DataNeeded: as `scores`.
         """
         return np.abs(evidence.tensors[matrix.tensor].astype(np.float64))
+
+    def branch_score(
+        self, branch: Residual, matrices: Sequence[Matrix], evidence: Evidence, rng: np.random.Generator
+    ) -> float:
+        """What is lost with a residual branch, at least 0; `matrices` are those that it multiplies with.
+
+        Unless a criterion says more it is the mean over these of `weight_scores`, or their sum where that is in one unit.
+
+        Raises:
+            DataNeeded: as `scores`.
+        """
+        scores = [self.weight_scores(matrix, evidence, rng) for matrix in matrices]
+        total = float(sum(array.sum() for array in scores))
+        return total if self.is_comparable else total / max(1, sum(array.size for array in scores))
 
 
 CRITERIA: Registry[Criterion] = Registry("criterion", __name__)

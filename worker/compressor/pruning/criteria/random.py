@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from worker.compressor.pruning.matrices import Matrix
 
 if TYPE_CHECKING:
     from worker.compressor.graph.channels.analysis import Group
+    from worker.compressor.graph.residuals import Residual
 
 
 @CRITERIA.register
@@ -20,6 +22,7 @@ class Random(Criterion):
 
     name = "random"
     help = "channels drawn at random by the seed, as a control"
+    structures: ClassVar[tuple[str, ...]] = (*Criterion.structures, "layers")
 
     def scores(self, group: Group, evidence: Evidence, rng: np.random.Generator) -> np.ndarray:
         """See `Criterion.scores`."""
@@ -28,3 +31,9 @@ class Random(Criterion):
     def weight_scores(self, matrix: Matrix, evidence: Evidence, rng: np.random.Generator) -> np.ndarray:
         """See `Criterion.weight_scores`."""
         return rng.random(evidence.tensors[matrix.tensor].shape)
+
+    def branch_score(
+        self, branch: Residual, matrices: Sequence[Matrix], evidence: Evidence, rng: np.random.Generator
+    ) -> float:
+        """See `Criterion.branch_score`."""
+        return float(rng.random())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -12,17 +13,19 @@ from worker.compressor.pruning.matrices import Matrix
 
 if TYPE_CHECKING:
     from worker.compressor.graph.channels.analysis import Group
+    from worker.compressor.graph.residuals import Residual
 
 
 @CRITERIA.register
 class Reconstruction(Criterion):
     """`s_u = Σ_l tr(W_u' ((H⁻¹)_uu)⁻¹ W_u) / tr(W' H W)` over the layers l that read unit u, `H = X'X`: the share of each output
-    that is lost without the unit when the layer is refitted to what is left.
+    that is lost without the unit when the layer is refitted to what is left. Of a branch the share of the network's answers.
     """
 
     name = "reconstruction"
     help = "share of the next layers' outputs that a refit cannot bring back without the channel"
     needs: ClassVar[list[str]] = ["data"]
+    structures: ClassVar[tuple[str, ...]] = (*Criterion.structures, "layers")
 
     def scores(self, group: Group, evidence: Evidence, rng: np.random.Generator) -> np.ndarray:
         """See `Criterion.scores`."""
@@ -35,3 +38,9 @@ class Reconstruction(Criterion):
             return seen.costs.astype(np.float64)
         squares = np.square(evidence.tensors[matrix.tensor].astype(np.float64))
         return np.asarray(squares / max(squares.sum(), 1e-30))
+
+    def branch_score(
+        self, branch: Residual, matrices: Sequence[Matrix], evidence: Evidence, rng: np.random.Generator
+    ) -> float:
+        """See `Criterion.branch_score`."""
+        return evidence.influences.error(branch)

@@ -22,6 +22,7 @@ class Taylor(Criterion):
     help = "first-order change of the loss when a channel goes"
     needs: ClassVar[list[str]] = ["data"]
     is_comparable: ClassVar[bool] = True
+    structures: ClassVar[tuple[str, ...]] = (*Criterion.structures, "layers")
 
     def scores(self, group: Group, evidence: Evidence, rng: np.random.Generator) -> np.ndarray:
         """See `Criterion.scores`."""

@@ -16,6 +16,7 @@ from worker.compressor.registry import Registry
 if TYPE_CHECKING:
     from worker.compressor.graph.channels.analysis import Analysis, Group
     from worker.compressor.graph.network import Network
+    from worker.compressor.graph.residuals import Residual
     from worker.compressor.pruning.evidence import Evidence
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -35,6 +36,14 @@ class Masks:
     """What a prune step decided: which numbers of each tensor stay (the others become 0), and why layers keep all."""
 
     kept: dict[str, np.ndarray]
+    kept_because: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Skips:
+    """What a prune step decided: residual branches that go, and why layers are kept."""
+
+    removed: list[Residual]
     kept_because: dict[str, str] = field(default_factory=dict)
 
 
@@ -74,6 +83,18 @@ class Masking(Structure):
             TargetUnreachable: where there cannot be so many.
             NothingRemoved: where there are already.
             DataNeeded: where the criterion looks at samples, and there are none.
+        """
+
+
+class Shortening(Structure):
+    """Takes residual branches out as a whole, and leaves the width of every layer as it is."""
+
+    @abstractmethod
+    def choose(self, ceilings: Mapping[str, int], rng: np.random.Generator, refused: Mapping[str, str]) -> Skips:
+        """Which branches go; `ceilings` as of `Narrowing.choose`. `refused` names sums whose branches stay, and why.
+
+        Raises:
+            TargetUnreachable, NothingRemoved, DataNeeded: as `Narrowing.choose`.
         """
 
 
