@@ -2,7 +2,8 @@
 
 Jobs of a running service (`featherweight serve`): one cut to a share of the MACs, repaired without labels and without
 training. Prints a Markdown table of the accuracy on the held-out rows, or of the agreement where there are no labels;
-several seeds give the median. `--spec` is merged into the spec (preprocessing, say).
+several seeds give the median. `--spec` is merged into the spec (preprocessing, say); `--allocation` is that of the global
+cuts.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--scopes", nargs="+", default=SCOPES, choices=SCOPES)
     parser.add_argument("--criteria", nargs="+")
+    parser.add_argument("--allocation", default="score", choices=("score", "sensitivity"))
     parser.add_argument("--spec", type=json.loads, default={})
     parser.add_argument("model", type=Path)
     parser.add_argument("data", type=Path)
@@ -68,6 +70,8 @@ def main() -> None:
         row = []
         for share, scope in cells:
             prune = {"criterion": criterion, "scope": scope, "target": {"macs": f"{share}%"}}
+            if scope == "global":
+                prune["allocation"] = told.allocation
             figures = []
             for seed in told.seeds:
                 spec = {"version": 1, "seed": seed, "steps": [{"prune": prune}], **told.spec}
