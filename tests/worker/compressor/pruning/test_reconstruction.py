@@ -6,13 +6,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.worker.compressor.graph import nets
+from tests.worker.compressor.graph import nets, residual_nets
 from worker.compressor.graph.channels.analysis import analyse
+from worker.compressor.graph.evaluation import run
 from worker.compressor.graph.importers import import_model
 from worker.compressor.graph.network import Node
+from worker.compressor.graph.residuals import Residuals
+from worker.compressor.graph.shortening import shorten
 from worker.compressor.graph.surgery import cut
 from worker.compressor.pruning.reconstruction.layers import Convolution, Product
-from worker.compressor.pruning.reconstruction.least_squares import Gram, solve_wide
+from worker.compressor.pruning.reconstruction.least_squares import RIDGE, Gram, solve_wide
 from worker.compressor.pruning.reconstruction.lockstep import reconstruct
 from worker.compressor.pruning.reconstruction.rectified import auxiliary
 
@@ -172,3 +175,28 @@ def test_statistics_that_are_computed_from_data_are_not_measured(tmp_path):
     feeds = {"x": RNG.standard_normal((64, 4)).astype(np.float32)}
     _, repair = reconstruct(network, narrow, feeds, refit=True, batchnorm=True)
     assert repair.measured == [] and len(repair.refitted) == 1
+
+
+def test_a_bias_in_an_add_behind_a_product_is_fitted_with_it(tmp_path):
+    network, _ = nets.load(residual_nets.PostNorm, tmp_path)
+    branch = Residuals(network, network.sample_shapes).branches[0]
+    short, feeds = shorten(network, [branch]), nets.samples(network, 64)
+    fitted, repair = reconstruct(network, short, feeds, refit=True, batchnorm=False)
+    assert "/down/MatMul" in repair.refitted
+    product = next(node for node in short.nodes if node.name == "/down/MatMul")
+    add = next(node for node in short.nodes if product.outputs[0] in node.inputs)
+    total = next(node for node in short.nodes if add.outputs[0] in node.inputs)
+    skip = next(name for name in total.inputs if name != add.outputs[0])
+
+    def seen(of, name):
+        made = of.copy()
+        made.graph.outputs.append(next(v for node in made.graph for v in node.outputs if v.name == name))
+        made.changed()
+        value = run(made, feeds)[name]
+        return value.reshape(-1, value.shape[-1]).astype(np.float64)
+
+    inputs, wanted = seen(fitted, product.inputs[0]), seen(network, total.outputs[0]) - seen(fitted, skip)
+    vector = next(name for name in add.inputs if name in short.tensors)
+    weight, bias = by_lstsq(inputs, wanted, short.tensors[product.inputs[1]].astype(np.float64), True, ridge=RIDGE)
+    np.testing.assert_allclose(fitted.tensors[product.inputs[1]], weight, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(fitted.tensors[vector], bias, rtol=1e-3, atol=1e-4)

@@ -35,6 +35,11 @@ class LinearLayer(ABC):
     def num_inputs(self) -> int:
         """D."""
 
+    @property
+    def num_outputs(self) -> int:
+        """Outputs of all groups."""
+        return int(self.shape[self.output_axis])
+
     @abstractmethod
     def unfold(self, x: Tensor) -> Tensor:
         """Inputs as `[G, R, D]`."""

@@ -7,7 +7,7 @@ up. Only live tensors are held: the cost is one forward pass of each network and
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,7 +18,7 @@ from worker.compressor.graph.evaluation import Stepper, shared_tensor
 from worker.compressor.graph.network import Network, Node
 from worker.compressor.pruning.reconstruction.fitting import MAX_INPUTS, Aim, fit
 from worker.compressor.pruning.reconstruction.layers import LinearLayer, linear_layer
-from worker.compressor.pruning.reconstruction.tails import NormalisedTail, Tail
+from worker.compressor.pruning.reconstruction.tails import BiasedTail, NormalisedTail, Tail
 
 
 @dataclass
@@ -127,16 +127,29 @@ class _Lockstep:
         return all(self._uses[name] == 1 for name in node.inputs if name in self.student.network.tensors)
 
     def _tail(self, layer: LinearLayer) -> Tail:
-        """The layer with the BatchNorm behind it, where that reads nothing else and has plain float32 vectors."""
-        network, norm = self.student.network, self._only_reader(layer.node.outputs[0])
-        if norm is None or norm.op != "BatchNormalization" or layer.num_inputs > MAX_INPUTS or not self._is_alone(norm):
+        """The layer with the bias or BatchNorm behind it, where that reads nothing else and has plain float32 vectors."""
+        network, reader = self.student.network, self._only_reader(layer.node.outputs[0])
+        if reader is None or not self._is_alone(reader):
             return Tail(layer, network)
-        vectors = [network.tensors.get(name) for name in norm.inputs[1:5]]
-        if layer.channel_axis != 1 or any(vector is None or vector.dtype != np.float32 for vector in vectors):
+        vector = next((name for name in reader.inputs if name in network.tensors), "")
+        if (
+            reader.op == "Add"
+            and layer.bias is None
+            and layer.channel_axis == -1
+            and self._are_vectors([vector], layer)
+        ):
+            return BiasedTail(layer, network, reader, vector)
+        is_norm = reader.op == "BatchNormalization" and layer.channel_axis == 1 and layer.num_inputs <= MAX_INPUTS
+        if not is_norm or not self._are_vectors(reader.inputs[1:5], layer):
             return Tail(layer, network)
         if self._batchnorm:
-            self.repair.measured.append(norm.name)
-        return NormalisedTail(layer, network, norm, self._batchnorm)
+            self.repair.measured.append(reader.name)
+        return NormalisedTail(layer, network, reader, self._batchnorm)
+
+    def _are_vectors(self, names: Sequence[str], layer: LinearLayer) -> bool:
+        """Whether all are float32 constants with a number for each output."""
+        vectors, length = [self.student.network.tensors.get(name) for name in names], layer.num_outputs
+        return all(v is not None and v.dtype == np.float32 and v.shape == (length,) for v in vectors)
 
     def _aim(self, tail: Tail, output: Tensor) -> Aim:
         """What should come out: where an Add or a ReLU is right behind, what counts is what comes out there."""

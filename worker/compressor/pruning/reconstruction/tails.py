@@ -1,4 +1,4 @@
-"""What of a layer is fitted: the layer alone, or the layer and the BatchNorm right behind it as one linear map.
+"""What of a layer is fitted: the layer alone, or the layer and the bias or BatchNorm right behind it as one linear map.
 
 With BatchNorm `y = a · (W'u + b - μ) + β`, `a = γ / sqrt(σ² + ε)`: the fit is done on y, because that is what the next
 layer reads; afterwards mean and variance are those of the new output, and γ and β are such that y is what was fitted.
@@ -48,6 +48,29 @@ class Tail:
         if self.layer.bias is not None and bias is not None:
             found[self.layer.bias] = _array(bias.reshape(-1))
         return found
+
+
+class BiasedTail(Tail):
+    """A product and the vector that an Add right behind it adds, as exporters write a linear layer over several axes."""
+
+    def __init__(self, layer: LinearLayer, network: Network, add: Node, vector: str) -> None:
+        super().__init__(layer, network)
+        self.output, self._vector = add.outputs[0], vector
+
+    @property
+    def has_bias(self) -> bool:
+        """The vector is one."""
+        return True
+
+    def target(self, output: Tensor, original: Network, kept: np.ndarray | None) -> Tensor:
+        """See `Tail.target`: with the original's vector added."""
+        vector = original.tensors[self._vector]
+        return output + as_tensor(vector if kept is None else vector[kept])
+
+    def weights(self, solved: Tensor, bias: Tensor | None, gram: Gram | None) -> Weights:
+        """See `Tail.weights`."""
+        assert bias is not None
+        return {self.layer.weight: _array(self.layer.stored(solved)), self._vector: _array(bias.reshape(-1))}
 
 
 class NormalisedTail(Tail):
