@@ -159,8 +159,15 @@ class Prune(SpecModel):
     iterations: int = Field(default=1, ge=1, le=100, description="Cuts in which the target is reached.")
     schedule: Literal["linear", "cubic", "geometric"] = "geometric"
     epochs_between: int = Field(default=1, ge=0, le=1000, description="Epochs of distillation between two cuts.")
-    include: list[Glob] = Field(default=["*"], min_length=1, max_length=1000)
-    exclude: list[Glob] = Field(default=[], max_length=1000)
+    include: list[Glob] = Field(
+        default=["*"], min_length=1, max_length=1000, description="Globs on the names of layers that may be cut."
+    )
+    exclude: list[Glob] = Field(
+        default=[],
+        max_length=1000,
+        description="Globs on the names of layers that leave the job as they came, to the bit: neither cut nor narrowed, "
+        "repaired or trained.",
+    )
     round_to: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] = "auto"
     recovery: Recovery | Literal["none"] = Recovery()
     sparsity_training: SparsityTraining | None = None

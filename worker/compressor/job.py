@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -28,6 +29,7 @@ from worker.compressor.graph.network import Network
 from worker.compressor.graph.precision import in_float32, rounded
 from worker.compressor.graph.training.batch import fixed_batch, free_batch, has_free_batch, in_pieces
 from worker.compressor.graph.training.executor import to_module
+from worker.compressor.pruning.selection import excluded_tensors
 
 Shapes = dict[str, tuple[int, ...]]
 Feeds = dict[str, np.ndarray]
@@ -81,6 +83,12 @@ class Job:
     def formats(self) -> list[str]:
         """What the network leaves as."""
         return list(self.context.spec.outputs or ["onnx"])
+
+    @cached_property
+    def untouched(self) -> frozenset[str]:
+        """The tensors of layers that a prune step excludes: nothing in the job changes them."""
+        steps = [step.prune for step in self.context.spec.steps if step.prune]
+        return excluded_tensors(self.original, [glob for prune in steps for glob in prune.exclude])
 
     def view(self, network: Network) -> Network | None:
         """The network in float32 with a free batch, its tensors under their own names; None where its batch is fixed for good.

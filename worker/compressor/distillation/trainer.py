@@ -80,8 +80,8 @@ class Trained:
 class Trainer:
     """Trains one module in place and leaves it at its best epoch; the start counts as epoch 0.
 
-    `zeros` names parameters whose zeros stay zero: no gradient reaches them, and decay leaves 0 as it is. `penalty` is added to
-    the loss.
+    `zeros` names parameters whose zeros stay zero: no gradient reaches them, and decay leaves 0 as it is. `untouched` names
+    parameters and buffers that stay as they are. `penalty` is added to the loss.
     """
 
     def __init__(
@@ -95,6 +95,7 @@ class Trainer:
         hooks: Hooks,
         device: torch.device,
         zeros: frozenset[str] = frozenset(),
+        untouched: frozenset[str] = frozenset(),
         penalty: Callable[[], Tensor] | None = None,
     ) -> None:
         self.module = fast_layout(module, device)
@@ -106,13 +107,16 @@ class Trainer:
         if plan.max_steps is not None:
             self._epochs = -(-plan.max_steps // self._steps_per_epoch)
             self._steps_per_epoch = -(-plan.max_steps // self._epochs)
+        self._untouched = {name: value for name, value in _weights(self.module).items() if name in untouched}
+        for name, parameter in self.module.named_parameters():
+            parameter.requires_grad_(parameter.requires_grad and name not in untouched)
         self._parameters = [p for p in module.parameters() if p.requires_grad]
         kind = OPTIMIZERS.get(plan.optimizer.name)()
         self._optimizer = kind.build(self._parameters, plan.optimizer.lr, plan.optimizer.weight_decay)
         self._precision = training_precision(module, device)
         self._told, self._penalty = 0.0, penalty
         for name, parameter in self.module.named_parameters():
-            if name in zeros:
+            if name in zeros and parameter.requires_grad:
                 parameter.register_hook((parameter.detach() != 0).to(parameter.dtype).mul)
 
     def train(self, checkpoint: Path | None) -> Trained:
@@ -142,6 +146,7 @@ class Trainer:
                 return
             self._tell(state.epoch * self._steps_per_epoch + step, losses)
         self.module.eval()
+        self.module.load_state_dict(self._untouched, strict=False)  # statistics move in training
         state.epoch += 1
         state.trained.losses.append(float(np.mean(losses)))
         score = self._score()

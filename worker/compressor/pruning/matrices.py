@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import fnmatch
-from collections.abc import Collection
 from dataclasses import dataclass
 
 from app.spec.schema import Prune
 from worker.compressor.graph.counts import is_float
 from worker.compressor.graph.network import Network, Node
+from worker.compressor.pruning.selection import LEFT_OUT, is_chosen
 
 
 @dataclass(frozen=True)
@@ -38,18 +37,6 @@ def matrices_of(network: Network, prune: Prune) -> tuple[list[Matrix], dict[str,
 def matrices_at(node: Node, network: Network) -> list[Matrix]:
     """The matrices that one node multiplies with."""
     return [Matrix(node.name, node, node.inputs[slot], *axes) for slot, *axes in _axes(node, network)]
-
-
-LEFT_OUT = "left out by the spec"
-
-
-def is_chosen(layer: str, prune: Prune) -> bool:
-    """Whether the spec's globs let this layer be changed."""
-
-    def matches(globs: Collection[str]) -> bool:
-        return any(fnmatch.fnmatchcase(layer, glob) for glob in globs)
-
-    return matches(prune.include) and not matches(prune.exclude)
 
 
 def _axes(node: Node, network: Network) -> list[tuple[int, int, int]]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from app.spec.schema import Prune
 from worker.compressor.job import Job
-from worker.compressor.pruning.matrices import LEFT_OUT
+from worker.compressor.pruning.selection import LEFT_OUT
 from worker.compressor.report.counts import layer_rows, pins
 
 _DEAR = 0.2  # share of the MACs from which on a reason to keep layers is worth a warning

@@ -31,6 +31,7 @@ def recover(job: Job, step: int, options: Prune) -> None:
             refit=recovery.refit,
             batchnorm=recovery.batchnorm,
             masked=frozenset(job.proven.masked),
+            untouched=job.untouched,
             progress=context.progress,
         )
         mended, judge = taken_back(job.network, fitted), job.judge()

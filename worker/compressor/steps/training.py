@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from worker.compressor.graph.network import Network
 from worker.compressor.graph.precision import in_float32
 from worker.compressor.graph.training.batch import fixed_batch
 from worker.compressor.graph.training.batchnorm import fold_batchnorm, insert_batchnorm, with_biases
-from worker.compressor.graph.training.executor import parameter_tensors, to_module, write_back
+from worker.compressor.graph.training.executor import TENSORS, to_module, write_back
 from worker.compressor.job import Job, taken_back
 from worker.compressor.pruning.combining import unit_sums
 from worker.compressor.pruning.penalties import PENALTIES, Trainee
@@ -117,12 +117,12 @@ class _Run:
         penalised: Callable[[GraphModule, Network], Callable[[], Tensor]] | None = None,
     ) -> None:
         self._job, self._step, self._options, self._insert = job, step, options, insert
-        self._start = with_biases(start) if insert else start
+        self._start = with_biases(start, job.untouched) if insert else start
         freed = job.view(self._start)
         view = in_float32(self._start) if freed is None else freed
         if insert:
             rows = affordable_rows(job, KIND_SAMPLES, 1)
-            view = insert_batchnorm(view, job.feeds(job.data.train, rows, STATISTICS))
+            view = insert_batchnorm(view, job.feeds(job.data.train, rows, STATISTICS), job.untouched)
         self._view, self._module = view, to_module(view)
         self._plan = Plan(
             options.epochs,
@@ -139,7 +139,6 @@ class _Run:
     def train(self) -> tuple[Trained, Network]:
         """How it went, and the network in the end."""
         job, context = self._job, self._job.context
-        masked = set(job.proven.masked)
         trainer = Trainer(
             self._module,
             job.data.train,
@@ -154,7 +153,8 @@ class _Run:
                 context.check,
             ),
             context.device,
-            frozenset(name for name, tensors in parameter_tensors(self._module).items() if masked & set(tensors)),
+            _attributes(self._module, job.proven.masked),
+            _attributes(self._module, job.untouched),
             self._penalty,
         )
         trained = trainer.train(job.checkpoints.training(self._step, self._insert))
@@ -164,6 +164,11 @@ class _Run:
         result = self._view.copy()
         write_back(result, module)
         return taken_back(self._start, fold_batchnorm(result) if self._insert else result)
+
+
+def _attributes(module: GraphModule, tensors: Collection[str]) -> frozenset[str]:
+    """The parameters and buffers of the module that hold one of these tensors."""
+    return frozenset(name for name, held in module.meta[TENSORS].items() if not set(held).isdisjoint(tensors))
 
 
 def _loss_of(options: Distill | Finetune) -> Any:

@@ -16,13 +16,16 @@ _EPSILON = 1e-5
 _SUFFIX = "/InsertedBatchNormalization"
 
 
-def insert_batchnorm(network: Network, feeds: Mapping[str, np.ndarray]) -> Network:
-    """A copy with a BatchNormalization after each convolution that has weights of its own and none behind it yet.
+def insert_batchnorm(
+    network: Network, feeds: Mapping[str, np.ndarray], untouched: frozenset[str] = frozenset()
+) -> Network:
+    """A copy with a BatchNormalization after each convolution that has weights of its own (none of `untouched`) and none
+    behind it yet.
 
     Running statistics are measured on `feeds`, scale = standard deviation and bias = mean, so the copy computes the same
     at inference. Fold it back with `fold_batchnorm` before a cut or an export: the new tensors are not the user's.
     """
-    statistics = _measure(network, feeds)
+    statistics = _measure(network, feeds, untouched)
     result = network.copy()
     for node in [node for node in result.graph if node.outputs[0].name in statistics]:
         _insert(result, node, *statistics[node.outputs[0].name or ""])
@@ -39,13 +42,13 @@ def fold_batchnorm(network: Network) -> Network:
     return result
 
 
-def with_biases(network: Network) -> Network:
+def with_biases(network: Network, untouched: frozenset[str] = frozenset()) -> Network:
     """A copy in which every convolution that `insert_batchnorm` would take has a bias, 0 where it had none.
 
     Folding back then only changes tensors that are there, so weights can go between views of one network by name.
     """
     result = network.copy()
-    targets = {node.outputs[0] for node in network.nodes if _takes_one(network, node)}
+    targets = {node.outputs[0] for node in network.nodes if _takes_one(network, node, untouched)}
     for node in [node for node in result.graph if node.outputs[0].name in targets]:
         if len(node.inputs) < 3 or node.inputs[2] is None:
             weight = network.tensors[node.inputs[1].name or ""] if node.inputs[1] is not None else np.zeros(0)
@@ -56,9 +59,11 @@ def with_biases(network: Network) -> Network:
     return result
 
 
-def _measure(network: Network, feeds: Mapping[str, np.ndarray]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def _measure(
+    network: Network, feeds: Mapping[str, np.ndarray], untouched: frozenset[str]
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Mean and variance per channel behind each convolution that gets a BatchNorm."""
-    targets = {node.outputs[0] for node in network.nodes if _takes_one(network, node)}
+    targets = {node.outputs[0] for node in network.nodes if _takes_one(network, node, untouched)}
     found = {}
     with torch.no_grad():
         for node, _, outputs in Stepper(network, {name: as_tensor(array) for name, array in feeds.items()}):
@@ -69,8 +74,8 @@ def _measure(network: Network, feeds: Mapping[str, np.ndarray]) -> dict[str, tup
     return found
 
 
-def _takes_one(network: Network, node: Node) -> bool:
-    if node.op != "Conv" or node.inputs[1] not in network.tensors:
+def _takes_one(network: Network, node: Node, untouched: frozenset[str]) -> bool:
+    if node.op != "Conv" or node.inputs[1] not in network.tensors or not untouched.isdisjoint(node.inputs):
         return False
     consumers = network.consumers()
     followers = consumers.get(node.outputs[0], [])

@@ -37,6 +37,7 @@ def reconstruct(
     refit: bool,
     batchnorm: bool,
     masked: frozenset[str] = frozenset(),
+    untouched: frozenset[str] = frozenset(),
     only: frozenset[str] | None = None,
     progress: Callable[[float], None] = lambda share: None,
 ) -> tuple[Network, Repair]:
@@ -44,10 +45,11 @@ def reconstruct(
 
     `refit` solves each Conv, Gemm and MatMul by least squares; `batchnorm` measures BatchNorm statistics anew. Layers
     whose inputs are what they were are left alone, and so are weights that several nodes share. The zeros of the tensors
-    that `masked` names stay zeros: what is left of these is fitted even where the inputs are what they were. `only`
-    names the nodes that may be repaired; the walk ends with the last of them.
+    that `masked` names stay zeros: what is left of these is fitted even where the inputs are what they were. The tensors
+    that `untouched` names stay as they are. `only` names the nodes that may be repaired; the walk ends with the last of
+    them.
     """
-    pass_ = _Lockstep(original, cut.copy(), feeds, refit, batchnorm, masked)
+    pass_ = _Lockstep(original, cut.copy(), feeds, refit, batchnorm, masked, untouched)
     nodes = pass_.student.network.nodes
     if only is not None:
         nodes = nodes[: 1 + max((at for at, node in enumerate(nodes) if node.name in only), default=-1)]
@@ -69,11 +71,13 @@ class _Lockstep:
         refit: bool,
         batchnorm: bool,
         masked: frozenset[str],
+        untouched: frozenset[str],
     ) -> None:
         tensors = {name: shared_tensor(np.ascontiguousarray(feed)) for name, feed in feeds.items()}
         self.teacher, self.student = Stepper(original, tensors), Stepper(network, dict(tensors))
         self.repair = Repair()
         self._refit, self._batchnorm, self._masked = refit, batchnorm, masked
+        self._untouched = untouched
         self._common = {node.outputs[0] for node in original.nodes}
         self._readers: dict[str, list[Node]] = {}
         for node in network.nodes:
@@ -103,7 +107,7 @@ class _Lockstep:
         return None
 
     def _mend(self, node: Node, x: Tensor, before: Tensor, target: Tensor) -> None:
-        if not self._is_alone(node):
+        if not self._may_change(node):
             return
         if self._batchnorm and self._has_statistics(node) and node.name not in self.repair.measured:
             self._measure(node, x)
@@ -122,14 +126,15 @@ class _Lockstep:
         tensors = self.student.network.tensors
         return node.op == "BatchNormalization" and all(name in tensors for name in node.inputs[3:5])
 
-    def _is_alone(self, node: Node) -> bool:
-        """Whether no other node reads its weights."""
-        return all(self._uses[name] == 1 for name in node.inputs if name in self.student.network.tensors)
+    def _may_change(self, node: Node) -> bool:
+        """Whether its weights may change, and no other node reads them."""
+        own = [name for name in node.inputs if name in self.student.network.tensors]
+        return all(self._uses[name] == 1 and name not in self._untouched for name in own)
 
     def _tail(self, layer: LinearLayer) -> Tail:
         """The layer with the bias or BatchNorm behind it, where that reads nothing else and has plain float32 vectors."""
         network, reader = self.student.network, self._only_reader(layer.node.outputs[0])
-        if reader is None or not self._is_alone(reader):
+        if reader is None or not self._may_change(reader):
             return Tail(layer, network)
         vector = next((name for name in reader.inputs if name in network.tensors), "")
         if (

@@ -14,11 +14,12 @@ from worker.compressor.pruning import allocation
 from worker.compressor.pruning.choices import Choice as Widths
 from worker.compressor.pruning.choices import rounding_step
 from worker.compressor.pruning.criteria import CRITERIA
-from worker.compressor.pruning.matrices import LEFT_OUT, is_chosen
+from worker.compressor.pruning.selection import LEFT_OUT, excluded_tensors, is_chosen
 from worker.compressor.pruning.structures import STRUCTURES, Choice, Narrowing
 
 if TYPE_CHECKING:
     from worker.compressor.graph.channels.analysis import Analysis, Group
+    from worker.compressor.graph.network import Network
     from worker.compressor.pruning.evidence import Evidence
     from worker.compressor.pruning.sensitivity import Losses
 
@@ -79,7 +80,7 @@ class Channels(Narrowing):
 
     @cached_property
     def _left_whole(self) -> dict[int, str]:
-        return _reasons(self.analysis, self.prune)
+        return _reasons(self.network, self.analysis, self.prune)
 
     @cached_property
     def _evidence(self) -> Evidence:
@@ -106,15 +107,19 @@ class Channels(Narrowing):
         )
 
 
-def _reasons(analysis: Analysis, prune: Prune) -> dict[int, str]:
-    """Why groups stay whole: the spec leaves one of their layers out, or the cut would not be exact and nothing repairs it."""
-    found = {}
+def _reasons(network: Network, analysis: Analysis, prune: Prune) -> dict[int, str]:
+    """Why groups stay whole: the spec leaves one of their layers out or a layer that reads them, or the cut would not be
+    exact and nothing repairs it.
+    """
+    found, excluded = dict[int, str](), excluded_tensors(network, prune.exclude)
     for group in analysis.groups:
         left_out = next((layer for layer in group.layers if not is_chosen(layer, prune)), None)
         if left_out is not None:
             found[group.id] = (
                 LEFT_OUT if len(group.layers) == 1 else f"coupled with '{left_out}', which the spec leaves out"
             )
+        elif (reader := next((part.node for part in group.slices if part.tensor in excluded), None)) is not None:
+            found[group.id] = f"read by '{reader}', which the spec leaves out"
         elif not group.exact and prune.recovery == "none":
             found[group.id] = f"{group.inexact_because}; a cut without recovery would not be exact"
     return found

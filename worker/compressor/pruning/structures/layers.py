@@ -11,7 +11,8 @@ import numpy as np
 from worker.compressor.errors import NothingRemoved
 from worker.compressor.pruning.criteria import CRITERIA
 from worker.compressor.pruning.dropping import drop
-from worker.compressor.pruning.matrices import LEFT_OUT, is_chosen, matrices_at
+from worker.compressor.pruning.matrices import matrices_at
+from worker.compressor.pruning.selection import LEFT_OUT, is_chosen
 from worker.compressor.pruning.structures import STRUCTURES, Shortening, Skips
 
 if TYPE_CHECKING:
