@@ -23,7 +23,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.architectures import BertTiny, MobileNetV2, ResNet50, Tagger, write_onnx
-from worker.compressor.distillation.trainer import fast_layout, to_input
+from worker.compressor.distillation.lessons import to_input
+from worker.compressor.distillation.trainer import fast_layout
 from worker.compressor.graph.importers import import_model
 from worker.compressor.graph.training.executor import to_module
 

@@ -31,6 +31,7 @@ from worker.compressor.outcome import Outcome
 from worker.compressor.report.counts import totals
 from worker.compressor.request import Request
 from worker.compressor.schedule import Unit, expand
+from worker.compressor.steps.imitation import imitate
 from worker.compressor.steps.pruning import prune
 from worker.compressor.steps.recovery import recover
 from worker.compressor.steps.sensitivity import study
@@ -140,10 +141,12 @@ def _do(job: Job, number: int, unit: Unit) -> None:
     elif unit.is_on_the_way and not job.has_data:
         job.context.skip()
         job.context.warn("there is no data set, so nothing was trained between the cuts")
+    elif unit.imitating:
+        imitate(job, number, unit.imitating)
     elif unit.sparsifying:
         sparsify(job, number, unit.options, unit.sparsifying)
     else:
-        train(job, number, unit.options, unit.max_steps)
+        train(job, number, unit.options)
 
 
 def _save(job: Job, step: int) -> None:

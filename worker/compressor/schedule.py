@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from app.spec.schema import Distill, Finetune, Loss, Prune, PruneTargets, SparsityTraining, Spec
+from app.spec.schema import Distill, Finetune, Prune, PruneTargets, SparsityTraining, Spec
 from app.spec.sensitivity import Sensitivity
 from app.spec.targets import Target
 
@@ -13,13 +13,13 @@ from app.spec.targets import Target
 @dataclass(frozen=True)
 class Unit:
     """One thing to do. `is_on_the_way`: a cut towards a target that a later one meets, or training that nobody asked for
-    as a step: it may come to nothing. `max_steps` bounds the optimiser's steps. `num_before` units of the same step came
-    before this one. `sparsifying` adds a penalty to the loss.
+    as a step: it may come to nothing. `imitating` is the number of steps of a short distillation without labels. `num_before`
+    units of the same step came before this one. `sparsifying` adds a penalty to the loss.
     """
 
     options: Prune | Distill | Finetune | Sensitivity
     is_on_the_way: bool = False
-    max_steps: int | None = None
+    imitating: int | None = None
     num_before: int = 0
     sparsifying: SparsityTraining | None = None
 
@@ -63,8 +63,7 @@ def _cuts(prune: Prune) -> list[Unit]:
         target = prune.target if is_last else _towards(prune, number / prune.iterations)
         units.append(Unit(prune.model_copy(update={"target": target}), not is_last))
         if prune.recovery != "none" and prune.recovery.distill:
-            loss = Loss(hard=0.0, soft=1.0)
-            units.append(Unit(Distill(loss=loss), is_on_the_way=True, max_steps=prune.recovery.distill))
+            units.append(Unit(Distill(), is_on_the_way=True, imitating=prune.recovery.distill))
         if not is_last and prune.epochs_between:
             units.append(Unit(Distill(epochs=prune.epochs_between), is_on_the_way=True))
     return [replace(unit, num_before=number) for number, unit in enumerate(units)]

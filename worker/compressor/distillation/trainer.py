@@ -20,20 +20,20 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from app.spec.schema import Optimizer
-from worker.compressor.data.dataset import Rows
-from worker.compressor.distillation.objective import Objective
+from worker.compressor.distillation.features import Loss
+from worker.compressor.distillation.lessons import Lesson, Lessons
 from worker.compressor.distillation.optimizers import OPTIMIZERS
 from worker.compressor.distillation.precision import training_precision
 from worker.compressor.distillation.schedule import learning_rate
 from worker.compressor.evaluation.judge import Score, module_runner
-from worker.compressor.evaluation.original import Original
 from worker.compressor.evaluation.runtime import Feeds, Outputs
-from worker.compressor.graph.evaluation import shared_tensor
 from worker.compressor.graph.training.batch import Call, in_pieces
 from worker.compressor.outcome import keep_whole
 
 MAX_GRADIENT_NORM = 1.0
 REPORT_SECONDS = 0.5
+#: Steps between two looks at the validation rows, where a number of steps is asked for.
+FEWEST_STEPS = 25
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,8 @@ class Plan:
 
     `rows_at_once`: the only number of rows that the network takes, where its batch is fixed for good. It goes through a
     batch in pieces then, and its normalisations keep their statistics. `max_steps`: so many steps in all, in place of
-    `epochs`; what is called an epoch is then at most a pass over the rows. `keep_last`: the last epoch counts, not the best.
+    `epochs`; what is called an epoch is then about a pass over the rows, or more where these are few. `keep_last`: the last
+    epoch counts, not the best. `keep_statistics`: those of BatchNorm stay as they are.
     """
 
     epochs: int
@@ -53,6 +54,7 @@ class Plan:
     rows_at_once: int | None = None
     max_steps: int | None = None
     keep_last: bool = False
+    keep_statistics: bool = False
 
 
 @dataclass
@@ -87,9 +89,8 @@ class Trainer:
     def __init__(
         self,
         module: GraphModule,
-        rows: Rows,
-        original: Original,
-        objective: Objective,
+        lessons: Lessons,
+        objective: Loss,
         judge: Callable[[Callable[[Feeds], Outputs]], Score],
         plan: Plan,
         hooks: Hooks,
@@ -100,12 +101,12 @@ class Trainer:
     ) -> None:
         self.module = fast_layout(module, device)
         self._call: Call = self.module if plan.rows_at_once is None else in_pieces(self.module, plan.rows_at_once)
-        self._rows, self._original, self._objective = rows, original, objective
+        self._lessons, self._objective = lessons, objective
         self._judge, self._plan, self._hooks, self._device = judge, plan, hooks, device
-        self._batch = min(plan.batch_size, len(rows))
-        self._steps_per_epoch, self._epochs = max(1, len(rows) // self._batch), plan.epochs
+        self._batch = min(plan.batch_size, len(lessons))
+        self._steps_per_epoch, self._epochs = max(1, len(lessons) // self._batch), plan.epochs
         if plan.max_steps is not None:
-            self._epochs = -(-plan.max_steps // self._steps_per_epoch)
+            self._epochs = -(-plan.max_steps // max(self._steps_per_epoch, FEWEST_STEPS))
             self._steps_per_epoch = -(-plan.max_steps // self._epochs)
         self._untouched = {name: value for name, value in _weights(self.module).items() if name in untouched}
         for name, parameter in self.module.named_parameters():
@@ -135,12 +136,14 @@ class Trainer:
         return state.trained
 
     def _epoch(self, state: _State) -> None:
-        order = np.random.default_rng([self._plan.seed, self._plan.stream, state.epoch]).permutation(len(self._rows))
-        self.module.train(self._plan.rows_at_once is None)
+        rng = np.random.default_rng([self._plan.seed, self._plan.stream, state.epoch])
+        passes = -(-self._steps_per_epoch * self._batch // len(self._lessons))
+        order = np.concatenate([rng.permutation(len(self._lessons)) for _ in range(passes)])
+        self.module.train(self._plan.rows_at_once is None and not self._plan.keep_statistics)
         losses = []
         for step in range(self._steps_per_epoch):
-            positions = order[step * self._batch : (step + 1) * self._batch]
-            losses.append(self._step(positions, state.epoch * self._steps_per_epoch + step))
+            lesson = self._lessons.at(order[step * self._batch : (step + 1) * self._batch], rng)
+            losses.append(self._step(lesson, state.epoch * self._steps_per_epoch + step))
             if not math.isfinite(losses[-1]):
                 state.trained.diverged = "the loss is not finite"
                 return
@@ -157,20 +160,13 @@ class Trainer:
         if _rose(losses) and _fell(state.trained.start, score):
             state.trained.diverged = "the loss rises"
 
-    def _step(self, positions: np.ndarray, step: int) -> float:
-        feeds = self._rows.feeds(positions)
-        labels = self._rows.targets(positions)
-        taught = self._original.answers(self._rows, positions, feeds) if self._objective.needs_teacher else ()
+    def _step(self, lesson: Lesson, step: int) -> float:
         for group in self._optimizer.param_groups:
             total = self._epochs * self._steps_per_epoch
             group["lr"] = learning_rate(step, total, self._plan.optimizer.lr, self._plan.optimizer.schedule)
         with torch.autocast(self._device.type, self._precision, enabled=self._precision is not torch.float32):
-            outputs = self._call(*(to_input(feed, self._device) for feed in feeds))
-        loss = self._objective(
-            outputs,
-            tuple(torch.from_numpy(np.ascontiguousarray(t)).to(self._device) for t in taught),
-            None if labels is None else _labels(labels).to(self._device),
-        )
+            outputs = self._call(*lesson.inputs)
+        loss = self._objective(outputs, lesson.taught, lesson.labels)
         if self._penalty is not None:
             loss = loss + self._penalty()
         self._optimizer.zero_grad(set_to_none=True)
@@ -242,17 +238,6 @@ def _weights(module: nn.Module) -> dict[str, Tensor]:
 def fast_layout(module: GraphModule, device: torch.device) -> GraphModule:
     """Pictures channel by channel for every pixel: convolutions train 1.2 times faster on a CPU."""
     return module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-
-def to_input(feed: np.ndarray, device: torch.device) -> Tensor:
-    """The feed as a tensor, pictures in the layout of `fast_layout`."""
-    tensor = shared_tensor(feed).to(device)
-    return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
-
-
-def _labels(labels: np.ndarray) -> Tensor:
-    is_integer = labels.dtype.kind in "iub"
-    return torch.from_numpy(np.ascontiguousarray(labels, np.int64 if is_integer else np.float32))
 
 
 def _fell(start: Score, score: Score) -> bool:

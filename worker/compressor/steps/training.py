@@ -11,6 +11,7 @@ from torch.fx import GraphModule
 
 from app.spec.schema import Distill, Finetune, SparsityTraining
 from worker.compressor.context import Stage
+from worker.compressor.distillation.lessons import AnsweredRows
 from worker.compressor.distillation.objective import Objective
 from worker.compressor.distillation.students import STUDENTS
 from worker.compressor.distillation.trainer import Hooks, Plan, Trained, Trainer
@@ -29,11 +30,8 @@ from worker.compressor.steps.samples import KIND_SAMPLES, STATISTICS, affordable
 TEACHER_SHARE = 0.1
 
 
-def train(job: Job, step: int, options: Distill | Finetune, max_steps: int | None = None) -> None:
-    """Distill from the original, or fine-tune on labels; the network is never worse for it.
-
-    `max_steps`: so many steps of the optimiser, whatever `options.epochs` says.
-    """
+def train(job: Job, step: int, options: Distill | Finetune) -> None:
+    """Distill from the original, or fine-tune on labels; the network is never worse for it."""
     context, name = job.context, options.__class__.__name__.lower()
     with context.stage(name) as stage:
         start = _start(job, options)
@@ -41,12 +39,12 @@ def train(job: Job, step: int, options: Distill | Finetune, max_steps: int | Non
         if job.view(start) is None or not _has_room_for_batchnorm(start):
             modes = (False,)
         for insert in modes:
-            trained, made = _Run(job, step, options, start, insert=insert, max_steps=max_steps).train()
+            trained, made = _Run(job, step, options, start, insert=insert).train()
             if trained.diverged is None:
                 break
             how = "with" if insert else "without"
             context.warn(f"training {how} added normalisation was given up: {trained.diverged}")
-        stage.metrics |= _told(trained)
+        stage.metrics |= told(trained)
         if trained.best_epoch > 0:
             job.network = made
         else:
@@ -77,7 +75,7 @@ def sparsify(job: Job, step: int, options: Distill | Finetune, sparsity: Sparsit
             return lambda: sparsity.strength * value()
 
         trained, made = _Run(job, step, options, start, insert=insert, penalised=penalised).train()
-        stage.metrics |= _told(trained)
+        stage.metrics |= told(trained)
         if trained.diverged is not None:
             context.warn(f"sparsity training was given up: {trained.diverged}")
             return
@@ -113,7 +111,6 @@ class _Run:
         start: Network,
         *,
         insert: bool,
-        max_steps: int | None = None,
         penalised: Callable[[GraphModule, Network], Callable[[], Tensor]] | None = None,
     ) -> None:
         self._job, self._step, self._options, self._insert = job, step, options, insert
@@ -131,7 +128,6 @@ class _Run:
             job.context.spec.seed,
             step,
             None if freed is not None else fixed_batch(self._start),
-            max_steps,
             keep_last=penalised is not None,
         )
         self._penalty = penalised(self._module, view) if penalised else None
@@ -139,11 +135,11 @@ class _Run:
     def train(self) -> tuple[Trained, Network]:
         """How it went, and the network in the end."""
         job, context = self._job, self._job.context
+        objective = Objective(_loss_of(self._options), job.task, output_kinds(job))
         trainer = Trainer(
             self._module,
-            job.data.train,
-            job.answers,
-            Objective(_loss_of(self._options), job.task, output_kinds(job)),
+            AnsweredRows(job.data.train, context.device, job.answers if objective.needs_teacher else None),
+            objective,
             job.judge(),
             self._plan,
             Hooks(
@@ -153,8 +149,8 @@ class _Run:
                 context.check,
             ),
             context.device,
-            _attributes(self._module, job.proven.masked),
-            _attributes(self._module, job.untouched),
+            attributes(self._module, job.proven.masked),
+            attributes(self._module, job.untouched),
             self._penalty,
         )
         trained = trainer.train(job.checkpoints.training(self._step, self._insert))
@@ -166,7 +162,7 @@ class _Run:
         return taken_back(self._start, fold_batchnorm(result) if self._insert else result)
 
 
-def _attributes(module: GraphModule, tensors: Collection[str]) -> frozenset[str]:
+def attributes(module: GraphModule, tensors: Collection[str]) -> frozenset[str]:
     """The parameters and buffers of the module that hold one of these tensors."""
     return frozenset(name for name, held in module.meta[TENSORS].items() if not set(held).isdisjoint(tensors))
 
@@ -183,10 +179,10 @@ def _histogram(job: Job, stage: Stage, when: str, network: Network, groups: Sequ
     values = np.sqrt(np.concatenate([np.zeros(0), *(unit_sums(group, squares, "all") for group in groups)]))
     if not len(values):
         return
-    told = stage.metrics.setdefault("norms", {})
-    top = told["before"]["edges"][-1] if told else float(values.max())
+    norms = stage.metrics.setdefault("norms", {})
+    top = norms["before"]["edges"][-1] if norms else float(values.max())
     counts, edges = np.histogram(values.clip(max=top), bins=20, range=(0.0, top))
-    told[when] = {"edges": edges.tolist(), "counts": counts.tolist()}
+    norms[when] = {"edges": edges.tolist(), "counts": counts.tolist()}
     for share in (10, 50, 90):
         job.context.metric(f"norm_p{share}", int(when == "after"), float(np.percentile(values, share)))
 
@@ -205,7 +201,8 @@ def _has_room_for_batchnorm(network: Network) -> bool:
     return "Conv" in operators and "BatchNormalization" not in operators
 
 
-def _told(trained: Trained) -> dict[str, Any]:
+def told(trained: Trained) -> dict[str, Any]:
+    """How a training went, for the report."""
     return {
         "start": trained.start.as_dict(),
         "best": trained.best.as_dict(),

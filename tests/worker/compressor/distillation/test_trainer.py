@@ -9,6 +9,7 @@ from app.spec.schema import Loss, Optimizer
 from tests.worker.compressor.networks import pictures
 from worker.compressor.data.dataset import Rows
 from worker.compressor.data.preprocess import Preparation
+from worker.compressor.distillation.lessons import AnsweredRows
 from worker.compressor.distillation.objective import Objective, output_kind
 from worker.compressor.distillation.trainer import Hooks, Plan, Trainer
 from worker.compressor.evaluation.judge import Judge
@@ -54,8 +55,7 @@ def trainer(module, epochs=4, lr=3e-3, check=lambda: None, labels=True, told=Non
     plan = Plan(epochs, 32, Optimizer(lr=lr), 0, 0)
     return Trainer(
         module,
-        rows,
-        original,
+        AnsweredRows(rows, torch.device("cpu"), original),
         objective,
         Judge(rows, original, "classification" if labels else "none", 0),
         plan,

@@ -27,13 +27,15 @@ ROWS = "rows"  # key in `GraphModule.meta`: attribute name → which rows of its
 TENSORS = "tensors"  # key in `GraphModule.meta`: attribute name → names of the tensors that it holds
 
 
-def to_module(network: Network, *, trainable: bool = True, single: bool = False, fused: bool = True) -> fx.GraphModule:
+def to_module(
+    network: Network, *, trainable: bool = True, single: bool = False, fused: bool = True, also: Sequence[str] = ()
+) -> fx.GraphModule:
     """The network as a module: positional inputs in graph order, a tuple of outputs (`single`: one output as it is).
 
     Weights are parameters (`requires_grad` as `trainable`), BatchNorm statistics and other constants are buffers.
     Tensors that are tied in the network are one parameter. The module owns copies: see `write_back`. `fused`: what is
     spelled out in the network is computed by one function where torch has it (see `fusion`), and weights may lie in
-    another order of rows (`ROWS`).
+    another order of rows (`ROWS`). `also` names tensors of the network that the module gives behind the outputs.
     """
     recorder = _Recorder(network, trainable, fused)
     for port in network.inputs:
@@ -54,7 +56,7 @@ def to_module(network: Network, *, trainable: bool = True, single: bool = False,
             in_order=recorder.in_order,
         )
         recorder.note(node, map(recorder.held, outputs))
-    return recorder.finish([port.name for port in network.outputs], single)
+    return recorder.finish([*(port.name for port in network.outputs), *also], single)
 
 
 def write_back(network: Network, module: fx.GraphModule) -> None:

@@ -154,3 +154,13 @@ def linear_layer(node: Node, network: Network) -> LinearLayer | None:
 
 def _nothing(name: str) -> Any:
     return None
+
+
+def kept_outputs(layer: LinearLayer, network: Network) -> np.ndarray | None:
+    """The original's output channels that the cut layer still has; None for all."""
+    origin = network.origins[layer.weight]
+    kept = origin.kept.get(layer.output_axis)
+    if kept is not None and kept.ndim == 2:  # equal parts of axis 0, each with its own indices
+        part = origin.shape[0] // len(kept)
+        kept = (kept + np.arange(len(kept))[:, None] * part).reshape(-1)
+    return None if kept is None else np.ascontiguousarray(kept, np.int64)

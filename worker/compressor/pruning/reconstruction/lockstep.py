@@ -17,7 +17,7 @@ from torch import Tensor
 from worker.compressor.graph.evaluation import Stepper, shared_tensor
 from worker.compressor.graph.network import Network, Node
 from worker.compressor.pruning.reconstruction.fitting import MAX_INPUTS, Aim, fit
-from worker.compressor.pruning.reconstruction.layers import LinearLayer, linear_layer
+from worker.compressor.pruning.reconstruction.layers import LinearLayer, kept_outputs, linear_layer
 from worker.compressor.pruning.reconstruction.tails import BiasedTail, NormalisedTail, Tail
 
 
@@ -158,7 +158,7 @@ class _Lockstep:
 
     def _aim(self, tail: Tail, output: Tensor) -> Aim:
         """What should come out: where an Add or a ReLU is right behind, what counts is what comes out there."""
-        kept = _kept(tail.layer, self.student.network)
+        kept = kept_outputs(tail.layer, self.student.network)
         wanted = tail.target(_at(output, tail.layer, kept), self.teacher.network, kept)
         reader = self._only_reader(tail.output)
         if reader is None or reader.op != "Add":
@@ -182,7 +182,7 @@ class _Lockstep:
         ours, theirs = self.student.env[other], self.teacher.env[other]
         if not isinstance(ours, Tensor) or not isinstance(theirs, Tensor) or ours.ndim != theirs.ndim:
             return None
-        kept = _kept(tail.layer, self.student.network)
+        kept = kept_outputs(tail.layer, self.student.network)
         axis = tail.layer.channel_axis
         if kept is not None and theirs.shape[axis] == ours.shape[axis]:
             return None  # broadcast along the channels: it was not cut with them
@@ -205,16 +205,6 @@ def _has_same_positions(layer: LinearLayer, x: Tensor, before: Tensor) -> bool:
     if len(mine) == len(theirs):
         mine[layer.channel_axis] = theirs[layer.channel_axis]
     return mine == theirs
-
-
-def _kept(layer: LinearLayer, network: Network) -> np.ndarray | None:
-    """The original's output channels that the cut layer still has; None for all."""
-    origin = network.origins[layer.weight]
-    kept = origin.kept.get(layer.output_axis)
-    if kept is not None and kept.ndim == 2:  # equal parts of axis 0, each with its own indices
-        part = origin.shape[0] // len(kept)
-        kept = (kept + np.arange(len(kept))[:, None] * part).reshape(-1)
-    return None if kept is None else np.ascontiguousarray(kept, np.int64)
 
 
 def _at(output: Tensor, layer: LinearLayer, kept: np.ndarray | None) -> Tensor:
