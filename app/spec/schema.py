@@ -151,9 +151,10 @@ class Prune(SpecModel):
         description="Which weights score a channel: of the layers that read it, of those that make it, or of both.",
     )
     scope: Literal["global", "layer", "isomorphic"] = "global"
-    allocation: Literal["score", "sensitivity"] = Field(
-        default="score",
-        description="What decides between groups in a global cut: scores, or what the outputs lose without some of a group.",
+    allocation: Literal["auto", "score", "sensitivity"] = Field(
+        default="auto",
+        description="What decides between groups in a global cut: scores, or what the outputs lose without some of a group; "
+        "auto: the latter where a refit follows and to measure it takes seconds.",
     )
     target: PruneTargets | None = Field(default=None, validate_default=True)
     iterations: int = Field(default=1, ge=1, le=100, description="Cuts in which the target is reached.")

@@ -12,17 +12,34 @@ from typing import Any
 
 import numpy as np
 
+from app.spec.schema import Prune
 from worker.compressor.evaluation.exam import Exam, Figures
 from worker.compressor.graph.channels.grouping import Group
 from worker.compressor.graph.network import Network
 from worker.compressor.job import Job, answers_file, identity, taken_back
 from worker.compressor.outcome import write_whole
 from worker.compressor.pruning.reconstruction.lockstep import reconstruct
-from worker.compressor.pruning.sensitivity import Meter
+from worker.compressor.pruning.sensitivity import RATIOS, Meter
 from worker.compressor.steps.samples import SENSITIVITY, affordable_rows
 
 #: Rows that the readers of a group are refitted on. A quarter of what a recovery takes drew the same curves.
 REFIT_ROWS = 128
+#: About ten seconds on two cores.
+AFFORDABLE_MACS = 1e12
+
+
+def is_measured(job: Job, options: Prune, num_groups: int, num_rows: int) -> bool:
+    """Whether the widths of a cut follow what the outputs lose: where the spec says so, and by itself where a refit follows
+    and the measurements of all groups take no more than `AFFORDABLE_MACS`.
+    """
+    if options.allocation == "score" or not job.has_data:
+        return False
+    if options.allocation == "sensitivity":
+        return True
+    is_global = options.structure == "channels" and options.scope == "global"
+    is_refitted = options.recovery != "none" and options.recovery.refit and job.view(job.network) is not None
+    rows = min(num_rows, len(job.data.val)) + 2 * min(REFIT_ROWS, len(job.data.train))
+    return is_global and is_refitted and num_groups * len(RATIOS) * rows * job.counts.macs <= AFFORDABLE_MACS
 
 
 def exam_of(job: Job, num_rows: int) -> Exam:

@@ -21,7 +21,7 @@ from worker.compressor.job import Feeds, Job
 from worker.compressor.pruning.evidence import Evidence
 from worker.compressor.pruning.structures import Choice, Masking, Narrowing, Shortening, structure_of
 from worker.compressor.steps.limits import ceilings_of, note_kept
-from worker.compressor.steps.metering import meter_for
+from worker.compressor.steps.metering import is_measured, meter_for
 from worker.compressor.steps.samples import evidence_for, note_proof, proof_feeds
 from worker.compressor.steps.shortening import take_out
 
@@ -34,14 +34,18 @@ def prune(job: Job, step: int, options: Prune) -> None:
         GraphError: where the cut network does not compute what the masked one does.
     """
 
-    def look(groups: Sequence[Group]) -> Evidence:
-        evidence = evidence_for(job, step, options, groups)
-        if options.allocation == "score" or not job.has_data:
-            return evidence
-        return replace(evidence, meter=meter_for(job, Sensitivity().samples, told=job.context.progress))
-
-    structure = structure_of(options)(job.network, job.shapes, options, look)
     with job.context.stage("prune") as stage:
+
+        def look(groups: Sequence[Group]) -> Evidence:
+            evidence, samples = evidence_for(job, step, options, groups), Sensitivity().samples
+            is_by_sensitivity = is_measured(job, options, len(groups), samples)
+            stage.metrics["allocation"] = "sensitivity" if is_by_sensitivity else "score"
+            if not is_by_sensitivity:
+                return evidence
+            refit = options.recovery != "none" and options.recovery.refit
+            return replace(evidence, meter=meter_for(job, samples, refit=refit, told=job.context.progress))
+
+        structure = structure_of(options)(job.network, job.shapes, options, look)
         if isinstance(structure, Narrowing):
             _narrow(job, step, options, structure, stage)
         elif isinstance(structure, Shortening):

@@ -6,21 +6,24 @@ It changes nothing: the findings are a document of the job.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from app.spec.schema import Prune, PruneTargets, Recovery
 from app.spec.sensitivity import Sensitivity
 from app.spec.targets import Target
 from worker.compressor.errors import GraphError, NothingRemoved, TargetUnreachable
+from worker.compressor.graph.channels.grouping import Group
 from worker.compressor.graph.cost import CostModel
 from worker.compressor.graph.counts import count
 from worker.compressor.graph.network import Network
 from worker.compressor.job import Job, taken_back
 from worker.compressor.pruning.choices import Choice
+from worker.compressor.pruning.evidence import Evidence
 from worker.compressor.pruning.reconstruction.lockstep import reconstruct
 from worker.compressor.pruning.sensitivity import Meter
 from worker.compressor.pruning.structures.channels import Channels
-from worker.compressor.steps.metering import exam_of, meter_for
+from worker.compressor.steps.metering import exam_of, is_measured, meter_for
 from worker.compressor.steps.pruning import proven_cut
 from worker.compressor.steps.samples import RECOVERY, affordable_rows, evidence_for
 
@@ -34,9 +37,15 @@ def study(job: Job, step: int, options: Sensitivity) -> None:
     """Measure the groups and the trade-off; the findings are in `job.studies`."""
     context, prune = job.context, _as_prune(options)
     with context.stage("sensitivity") as stage:
-        structure = Channels(job.network, job.shapes, prune, lambda groups: evidence_for(job, step, prune, groups))
-        choices = structure.candidates(context.rng(step), {})
         meter = meter_for(job, options.samples, refit=options.refit, told=context.progress)
+
+        def look(groups: Sequence[Group]) -> Evidence:
+            evidence = evidence_for(job, step, prune, groups)
+            is_by_sensitivity = options.refit and is_measured(job, prune, len(groups), options.samples)
+            return replace(evidence, meter=meter) if is_by_sensitivity else evidence
+
+        structure = Channels(job.network, job.shapes, prune, look)
+        choices = structure.candidates(context.rng(step), {})
         shown = options.metric or _own_metric(meter.whole)
         groups = _groups(job, structure, choices, meter, options.ratios, shown)
         tradeoff = _tradeoff(job, step, structure, options.tradeoff, shown)

@@ -8,7 +8,7 @@ from tests.worker.compressor.networks import SPEC, artifact, compressed
 
 
 def done(files, tmp_path, data, source="net", **recovery):
-    prune = {"target": {"macs": "15%"}, "recovery": recovery}
+    prune = {"target": {"macs": "15%"}, "allocation": "score", "recovery": recovery}
     attempt, outcome = compressed(
         tmp_path, files / f"{source}.onnx", files / f"{data}.npz", SPEC | {"task": None, "steps": [{"prune": prune}]}
     )

@@ -12,6 +12,8 @@ from worker.compressor.errors import GraphError
 from worker.compressor.steps import limits, shortening
 from worker.compressor.steps import pruning as steps
 
+BY_SCORE = SPEC | {"steps": [{"prune": PRUNE["prune"] | {"allocation": "score"}}]}
+
 
 class TestWhatIsRemoved:
     @pytest.mark.parametrize(
@@ -64,7 +66,13 @@ class TestWhatIsRemoved:
         [("labelled", 1, ["prune", "recover", "distill"]), ("unlabelled", "auto", ["prune", "distill"])],
     )
     def test_cuts_and_training_in_turn_end_at_the_target(self, data, round_to, last, files, tmp_path):
-        prune = {"target": {"macs": "30%"}, "iterations": 3, "schedule": "cubic", "round_to": round_to}
+        prune = {
+            "target": {"macs": "30%"},
+            "iterations": 3,
+            "schedule": "cubic",
+            "round_to": round_to,
+            "allocation": "score",
+        }
         spec = SPEC | {"steps": [{"prune": prune | {"recovery": {"distill": 12}}}]}
         attempt, outcome = compressed(tmp_path, files / "net.onnx", files / f"{data}.npz", spec)
         assert outcome["status"] == "succeeded", outcome
@@ -146,7 +154,7 @@ class TestRefusedGroups:
             return prove(network, made, analysis, feeds)
 
         monkeypatch.setattr(steps, "prove", doubtful)
-        attempt, outcome = compressed(tmp_path, files / "net.onnx", files / "labelled.npz", SPEC)
+        attempt, outcome = compressed(tmp_path, files / "net.onnx", files / "labelled.npz", BY_SCORE)
         assert outcome["status"] == "succeeded" and any(
             "failed its proof" in warning for warning in outcome["warnings"]
         )
@@ -164,7 +172,7 @@ class TestRefusedGroups:
             return cut(network, analysis, kept)
 
         monkeypatch.setattr(steps, "cut", doubtful)
-        attempt, outcome = compressed(tmp_path, files / "net.onnx", files / "labelled.npz", SPEC)
+        attempt, outcome = compressed(tmp_path, files / "net.onnx", files / "labelled.npz", BY_SCORE)
         assert outcome["status"] == "succeeded" and any("not both" in warning for warning in outcome["warnings"])
         report = json.loads(artifact(attempt, "report.json").read_text())
         row = next(row for row in report["layers"] if "fc1" in row["name"])

@@ -84,7 +84,7 @@ class TestStudy:
         spec = SPEC | {"steps": [{"sensitivity": STUDY["sensitivity"] | options}]}
         attempt, outcome = compressed(tmp_path, files / "net.onnx", files / "labelled.npz", spec)
         found = study(attempt)
-        assert found["metric"] == "divergence" and found["tradeoff"] == [] and len(found["groups"]) == 2
+        assert found["metric"] == "divergence" and found["tradeoff"] == [] and len(found["groups"]) == 1
         assert "tradeoff.svg" not in {row["name"] for row in outcome["artifacts"]}
         assert any("conv1" in layer for layer in found["kept_because"])
 

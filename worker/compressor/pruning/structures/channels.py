@@ -65,11 +65,10 @@ class Channels(Narrowing):
         return dict(self.analysis.kept_because) | by_layer
 
     def _losses(self, options: Sequence[Widths]) -> Losses | None:
-        if self.prune.allocation != "sensitivity":
-            return None
-        if self._evidence.meter is None:
+        meter = self._evidence.meter
+        if meter is None and self.prune.allocation == "sensitivity":
             raise DataNeeded("allocation by sensitivity looks at what samples lose, and there is no data set")
-        return self._evidence.meter.losses(self.analysis, options)
+        return None if meter is None else meter.losses(self.analysis, options)
 
     @cached_property
     def analysis(self) -> Analysis:
