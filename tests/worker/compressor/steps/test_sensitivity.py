@@ -207,6 +207,17 @@ class TestAllocation:
         _, outcome = compressed(tmp_path, files / "net.onnx", files / "labelled.npz", spec)
         assert outcome["status"] == "succeeded" and len(measured) == 1 + 9 + 1
 
+    @pytest.mark.parametrize("recovery", ["none", {"refit": False}], ids=["no recovery", "no refit"])
+    @pytest.mark.parametrize("refit", [False, True], ids=["as cut", "refitted"])
+    def test_without_a_refit_widths_are_chosen_by_what_is_lost_as_cut(
+        self, refit, recovery, files, tmp_path, monkeypatch
+    ):
+        measured = counted(monkeypatch)
+        prune = {"prune": {"target": {"macs": "50%"}, "allocation": "sensitivity", "recovery": recovery}}
+        spec = SPEC | {"steps": [{"sensitivity": {"tradeoff": [], "refit": refit}}, prune]}
+        _, outcome = compressed(tmp_path, files / "net.onnx", files / "labelled.npz", spec)
+        assert outcome["status"] == "succeeded" and len(measured) == 1 + 9 + 1 + (9 if refit else 0)
+
 
 def report_shapes(attempt):
     report = json.loads(artifact(attempt, "report.json").read_text())
