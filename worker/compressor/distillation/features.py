@@ -6,7 +6,7 @@ two has to be learnt. A few hundred rows say far more inside a network than at i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from worker.compressor.distillation.objective import Objective
+from worker.compressor.distillation.objective import LossFunction
 from worker.compressor.graph.evaluation import observe
 from worker.compressor.graph.network import Network
 from worker.compressor.pruning.reconstruction.layers import kept_outputs, linear_layer
@@ -69,7 +69,7 @@ class Imitation:
     Both networks give their outputs first, then the features in order.
     """
 
-    def __init__(self, objective: Objective, compared: Sequence[Feature]) -> None:
+    def __init__(self, objective: LossFunction, compared: Sequence[Feature]) -> None:
         self._objective, self._features = objective, compared
 
     def __call__(self, outputs: tuple[Tensor, ...], teacher: tuple[Tensor, ...], labels: Tensor | None) -> Tensor:
@@ -82,10 +82,6 @@ class Imitation:
             power = aim.square().mean().clamp_min(1e-12)
             total = total + WEIGHT / count * F.mse_loss(made.float(), aim) / power
         return total
-
-
-#: What the trainer minimises.
-Loss = Callable[[tuple[Tensor, ...], tuple[Tensor, ...], Tensor | None], Tensor]
 
 
 def _narrowed(shape: Sequence[int], axis: int, kept: np.ndarray | None) -> tuple[int, ...]:

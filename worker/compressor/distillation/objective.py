@@ -5,6 +5,7 @@ Shapes: N rows, C classes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Literal
@@ -19,6 +20,8 @@ from worker.compressor.distillation.losses import LOSSES
 from worker.compressor.errors import CompressorError
 
 Task = Literal["classification", "regression", "none"]
+#: A scalar of a network's outputs, the teacher's, and the labels where there are any.
+LossFunction = Callable[[tuple[Tensor, ...], tuple[Tensor, ...], Tensor | None], Tensor]
 
 
 class Scores(Enum):

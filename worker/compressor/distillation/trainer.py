@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from app.spec.schema import Optimizer
-from worker.compressor.distillation.features import Loss
 from worker.compressor.distillation.lessons import Lesson, Lessons
+from worker.compressor.distillation.objective import LossFunction
 from worker.compressor.distillation.optimizers import OPTIMIZERS
 from worker.compressor.distillation.precision import training_precision
 from worker.compressor.distillation.schedule import learning_rate
@@ -90,7 +90,7 @@ class Trainer:
         self,
         module: GraphModule,
         lessons: Lessons,
-        objective: Loss,
+        objective: LossFunction,
         judge: Callable[[Callable[[Feeds], Outputs]], Score],
         plan: Plan,
         hooks: Hooks,

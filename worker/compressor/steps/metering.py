@@ -60,8 +60,16 @@ def meter_for(job: Job, num_rows: int, *, refit: bool = True, told: Callable[[fl
         before, after = job.view(job.original), job.view(made)
         if not refit or before is None or after is None:
             return made
-        masked = frozenset(job.proven.masked)
-        fitted, _ = reconstruct(before, after, feeds, refit=True, batchnorm=True, masked=masked, only=readers)
+        fitted, _ = reconstruct(
+            before,
+            after,
+            feeds,
+            refit=True,
+            batchnorm=True,
+            masked=frozenset(job.proven.masked),
+            untouched=job.untouched,
+            only=readers,
+        )
         return taken_back(made, fitted)
 
     options = [num_rows, refit, job.context.spec.seed, str(job.context.device)]

@@ -136,6 +136,7 @@ def _refitted(job: Job, step: int, made: Network) -> Network:
         refit=True,
         batchnorm=True,
         masked=frozenset(job.proven.masked),
+        untouched=job.untouched,
         progress=lambda share: job.context.check(),
     )
     return taken_back(made, fitted)
