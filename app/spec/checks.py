@@ -45,6 +45,7 @@ def complete_spec(spec: Spec, model: ModelFacts, dataset: DatasetFacts | None) -
         raise Unprocessable.of(errors, hint="send a data set: an .npz or .safetensors file with the inputs as `x`")
     signature = _signature(spec, model, dataset)
     tensors = [entry for entry in signature if "value" not in entry]
+    _check_batches(spec, tensors)
     labels = _check_data(tensors, dataset) if dataset else None
     if labels is None and (errors := _asks_for_labels(spec)):
         raise Unprocessable.of(errors, hint="add an array `y` of labels to the data set")
@@ -121,6 +122,23 @@ def _check_metrics(spec: Spec, task: str) -> None:
     ]
     if errors:
         raise Unprocessable.of(errors, hint="leave `metric` out: the default is the task's own")
+
+
+def _check_batches(spec: Spec, tensors: list[dict[str, Any]]) -> None:
+    """A latency cannot be asked for at a number of rows that the network does not take."""
+    sizes = {entry["shape"][0] for entry in tensors if entry["shape"] and isinstance(entry["shape"][0], int)}
+    errors = [
+        FieldError(
+            f"/spec/steps/{i}/prune/target/latency_ms",
+            "batch_mismatch",
+            f"the network takes {min(sizes)} rows at once, not {asked.batch}",
+        )
+        for i, step in enumerate(spec.steps)
+        if step.prune and step.prune.target and (asked := step.prune.target.latency_ms) and asked.batch
+        if sizes and asked.batch not in sizes
+    ]
+    if errors:
+        raise Unprocessable.of(errors, hint="leave `batch` out: the default is what the network takes")
 
 
 def _signature(spec: Spec, model: ModelFacts, dataset: DatasetFacts | None) -> list[dict[str, Any]]:

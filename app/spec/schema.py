@@ -24,7 +24,7 @@ from pydantic_core import PydanticCustomError
 from app.spec.catalog import known_names
 from app.spec.sensitivity import Sensitivity
 from app.spec.strict import Glob, SpecModel, one_of, scoring
-from app.spec.targets import PruneTarget, SparsityTarget
+from app.spec.targets import PruneLatency, PruneTarget, SparsityTarget
 
 MAX_STEPS = 16
 _PATTERN = re.compile(r"(\d{1,2}):(\d{1,2})")
@@ -121,17 +121,25 @@ class SparsityTraining(SpecModel):
 
 
 class PruneTargets(SpecModel):
-    """Ceilings on the uploaded model's counts, every one of which is met; `sparsity` is a floor on the share of zeros."""
+    """Ceilings on the uploaded model's figures, every one of which is met; `sparsity` is a floor on the share of zeros."""
 
     macs: PruneTarget | None = None
     params: PruneTarget | None = None
+    size: PruneTarget | None = None
+    latency_ms: PruneLatency | None = None
     sparsity: SparsityTarget | None = None
 
     @model_validator(mode="after")
     def _at_least_one(self) -> PruneTargets:
-        if self.macs is None and self.params is None and self.sparsity is None:
-            raise PydanticCustomError("target_needed", "give at least one of macs, params, sparsity")
+        if not self.given:
+            names = ", ".join(type(self).model_fields)
+            raise PydanticCustomError("target_needed", "give at least one of {names}", {"names": names})
         return self
+
+    @property
+    def given(self) -> frozenset[str]:
+        """The names of the targets that are set."""
+        return frozenset(name for name in type(self).model_fields if getattr(self, name) is not None)
 
 
 class Prune(SpecModel):
@@ -217,19 +225,26 @@ class Prune(SpecModel):
     @field_validator("target")
     @classmethod
     def _counts_it(cls, target: PruneTargets | None, info: ValidationInfo) -> PruneTargets | None:
-        """Channels and layers are counted in MACs and parameters, weights and blocks in zeros; n:m says how many by itself."""
+        """Of each structure only some figures are under control; n:m says how many zeros by itself."""
         structure = info.data.get("structure", "channels")
         if target is None:
             if _kind_of(structure) != "n:m":
                 raise PydanticCustomError("missing", "is needed")
             return None
-        is_count = target.macs is not None or target.params is not None
-        if is_count != (structure in ("channels", "layers")) or (is_count and target.sparsity is not None):
+        if not target.given <= _CONTROLLED.get(structure, {"sparsity"}):
             raise PydanticCustomError(
                 "target_mismatch",
-                "channels and layers have targets of macs and params; weights, blocks and n:m one of sparsity",
+                "channels have targets of macs, params, size and latency_ms; layers of macs and params; weights, blocks and "
+                "n:m one of sparsity",
             )
         return target
+
+
+#: The targets of structures that make a network smaller; the others make zeros.
+_CONTROLLED = {
+    "channels": {"macs", "params", "size", "latency_ms"},
+    "layers": {"macs", "params"},
+}
 
 
 def _kind_of(structure: str) -> str:

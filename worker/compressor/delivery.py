@@ -72,6 +72,13 @@ def deliver(network: Network, formats: list[str], output: Path) -> Delivery:
     return delivery
 
 
+def write(network: Network, form: str, folder: Path) -> Path:
+    """One format of a network that is on its way out; raises what its writer raises."""
+    path = folder / FILES[form]
+    _WRITERS[form](network, path)
+    return path
+
+
 def rehearse(network: Network, formats: list[str], folder: Path) -> None:
     """Write the formats once and throw them away: a network that cannot leave as asked is told before it is trained.
 

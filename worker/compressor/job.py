@@ -90,6 +90,17 @@ class Job:
         steps = [step.prune for step in self.context.spec.steps if step.prune]
         return excluded_tensors(self.original, [glob for prune in steps for glob in prune.exclude])
 
+    @property
+    def uploaded(self) -> tuple[str, int]:
+        """Format and bytes of the uploaded file."""
+        source = self.facts["source"]
+        return source["format"], source["size_bytes"]
+
+    @property
+    def weighed_format(self) -> str:
+        """The format whose size a target is about: that of the upload, or the first one where the network leaves as others."""
+        return self.uploaded[0] if self.uploaded[0] in self.formats else self.formats[0]
+
     def view(self, network: Network) -> Network | None:
         """The network in float32 with a free batch, its tensors under their own names; None where its batch is fixed for good.
 

@@ -118,3 +118,19 @@ class TestCompleteSpec:
     def test_a_file_with_stranger_inputs_than_a_spec_may_have_is_no_mistake_of_ours(self) -> None:
         model = ModelFacts("onnx", [{"name": "n" * 300, "dtype": "float32", "shape": ["batch", 4]}])
         assert rejected({}, model=model).errors[0].pointer == "/spec/inputs/0/name"
+
+
+class TestBatches:
+    FIXED = ModelFacts("onnx", [PORT | {"shape": [4, 1, 8, 8]}])
+
+    def asking(self, batch: int | None) -> dict[str, Any]:
+        asked = "50%" if batch is None else {"value": "50%", "batch": batch}
+        return {"steps": [{"prune": {"target": {"latency_ms": asked}}}]}
+
+    @pytest.mark.parametrize(("batch", "model"), [(4, FIXED), (None, FIXED), (7, MODEL)])
+    def test_what_the_network_takes_can_be_timed(self, batch: int | None, model: ModelFacts) -> None:
+        completed(self.asking(batch), model=model)
+
+    def test_a_latency_at_rows_that_it_does_not_take_is_refused(self) -> None:
+        (error,) = rejected(self.asking(3), model=self.FIXED).errors
+        assert (error.code, error.pointer) == ("batch_mismatch", "/spec/steps/0/prune/target/latency_ms")

@@ -7,7 +7,7 @@ import pytest
 from app.errors import AppError, BadRequest, Unprocessable
 from app.spec.reading import MAX_SPEC_BYTES, parse_yaml, read_spec
 from app.spec.schema import Spec
-from app.spec.targets import Target
+from app.spec.targets import LatencyTarget, Target
 
 PRUNE = {"target": {"macs": "50%"}}
 
@@ -201,4 +201,45 @@ class TestTarget:
 
     def test_the_spec_gives_it_back_as_it_came(self) -> None:
         spec = Spec.model_validate({"steps": [{"prune": {"target": {"macs": "33.3%", "params": 12}}}]})
-        assert spec.as_json()["steps"][0]["prune"]["target"] == {"macs": "33.3%", "params": 12, "sparsity": None}
+        target = spec.as_json()["steps"][0]["prune"]["target"]
+        assert {name: asked for name, asked in target.items() if asked is not None} == {"macs": "33.3%", "params": 12}
+
+    @pytest.mark.parametrize("asked", ["50%", 12, 1.5, {"value": "50%", "batch": 8}, {"value": 2, "batch": 1}])
+    def test_a_latency_comes_back_as_it_came(self, asked: Any) -> None:
+        spec = Spec.model_validate({"steps": [{"prune": {"target": {"latency_ms": asked}}}]})
+        plain = spec.as_json()
+        assert plain["steps"][0]["prune"]["target"]["latency_ms"] == asked
+        assert Spec.model_validate(plain).as_json() == plain
+
+    @pytest.mark.parametrize(
+        ("asked", "code"),
+        [
+            ("50", "invalid_target"),
+            ("0%", "out_of_range"),
+            (0, "out_of_range"),
+            (True, "wrong_type"),
+            ([], "wrong_type"),
+            ({"batch": 2}, "field_required"),
+            ({"value": 1, "batch": 0}, "out_of_range"),
+            ({"value": 1, "batch": 1.0}, "wrong_type"),
+            ({"value": 1, "rows": 2}, "unknown_field"),
+        ],
+    )
+    def test_a_latency_that_is_none_is_refused(self, asked: Any, code: str) -> None:
+        (error,) = rejected({"steps": [{"prune": {"target": {"latency_ms": asked}}}]}).errors
+        assert (error.code, error.pointer) == (code, "/spec/steps/0/prune/target/latency_ms")
+
+    @pytest.mark.parametrize("structure", ["weights", "blocks", "layers", "2:4"])
+    @pytest.mark.parametrize("name", ["size", "latency_ms"])
+    def test_only_channels_change_files_and_times(self, structure: str, name: str) -> None:
+        (error,) = rejected({"steps": [{"prune": {"structure": structure, "target": {name: "50%"}}}]}).errors
+        assert error.code == "target_mismatch"
+
+    def test_all_targets_of_channels_go_together(self) -> None:
+        target = {"macs": "50%", "params": "60%", "size": "70%", "latency_ms": 3}
+        assert read_spec({"steps": [{"prune": {"target": target}}]}).steps[0].prune.target.given == target.keys()
+
+    def test_on_the_way_a_latency_keeps_its_batch(self) -> None:
+        target = LatencyTarget(share=0.25, batch=8).eased(lambda share: share**0.5)
+        assert (target.limit(10.0), target.batch) == (5.0, 8)
+        assert LatencyTarget(count=2.5).eased(lambda share: share**0.5).limit(10.0) == 5.0

@@ -5,10 +5,10 @@ import onnx
 import pytest
 from safetensors.numpy import load_file
 
-from app.spec.targets import Target
 from tests.worker.compressor.networks import compressed, export, pictures, trained
 from worker.compressor import delivery, finishing
 from worker.compressor.errors import ExportError
+from worker.compressor.report.targets import Verdict
 
 SPEC = {"task": "classification", "outputs": ["onnx", "torchscript"], "steps": [{"prune": {"target": {"macs": "60%"}}}]}
 
@@ -79,8 +79,8 @@ class TestDelivery:
         assert json.loads((attempt.folder / "output" / "report.json").read_text())["weights"]
 
     def test_a_missed_target_tells_what_was_asked(self, files, tmp_path, monkeypatch):
-        asked = {"asked": {"macs": "60%"}, "met": False}
-        monkeypatch.setattr(finishing, "target_met", lambda *counts: asked)
-        monkeypatch.setattr(finishing, "asked_targets", lambda spec: {"macs": Target(count=1)})
+        missed = Verdict("macs", 10, 12, False)
+        monkeypatch.setattr(finishing, "judge", lambda *figures: [missed])
         _, outcome = compressed(tmp_path, files / "net.onnx", files / "data.npz", SPEC)
-        assert outcome["error"]["code"] == "target_unreachable" and outcome["result"]["target"] == asked
+        assert outcome["error"]["code"] == "target_unreachable" and outcome["error"]["detail"] == missed.detail
+        assert outcome["result"]["target"] == {"asked": {"macs": "60%"}, "met": False}

@@ -1,7 +1,7 @@
 """Old against new on the clock: interleaved, by the shortest times, one measurement on a machine at a time.
 
 On a shared machine one forward took 39 and 760 ms within 20 minutes: only a ratio of shortest times says anything.
-Question: `{before, after, feeds, batches, threads}`; answer: `{before: [row…], after: [row…], waited}`.
+Question: `{before, after, feeds, batches, threads, seconds}`; answer: `{before: [row…], after: [row…], alone}`.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ import fcntl
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,8 @@ import numpy as np
 from worker.compressor.evaluation.engine import open_onnx
 from worker.compressor.evaluation.isolated import answer
 from worker.compressor.evaluation.kept import kept_arrays
-from worker.compressor.evaluation.runtime import Feeds, Runner
 
-MIN_RUNS = 20
+MIN_RUNS, MIN_RUNS_LATE = 20, 3
 SECONDS, MAX_SECONDS = 0.4, 30.0
 MAX_WAIT_SECONDS = 60.0
 LOCK_NAME = "featherweight-latency.lock"
@@ -36,25 +36,29 @@ def measure(question: dict[str, Any]) -> dict[str, Any]:
     with machine_lock() as is_alone:
         for batch in question["batches"]:
             feeds = tuple(sample[np.arange(batch) % len(sample)] for sample in samples)
-            for side, runner, times in zip(rows, runners, interleaved(runners, feeds), strict=True):
+            calls = [partial(runner.run, feeds) for runner in runners]
+            for side, runner, times in zip(rows, runners, interleaved(calls, question["seconds"]), strict=True):
                 side.append(_row(batch, times, runner.runtime))
     return {"before": rows[0], "after": rows[1], "alone": is_alone}
 
 
-def interleaved(runners: list[Runner], feeds: Feeds) -> list[list[float]]:
-    """Times in seconds of each runner, turn by turn: at least 20 each unless that takes half a minute."""
-    for runner in runners:
-        runner.run(feeds)
-    times: list[list[float]] = [[] for _ in runners]
+def interleaved(
+    calls: Sequence[Callable[[], object]], seconds: float = SECONDS, most_seconds: float = MAX_SECONDS
+) -> list[list[float]]:
+    """Times in seconds of each call, turn by turn: at least 20 each, and for `seconds`, unless that takes `most_seconds`."""
+    for call in calls:
+        call()
+    times: list[list[float]] = [[] for _ in calls]
     start = time.perf_counter()
-    while True:
-        for runner, found in zip(runners, times, strict=True):
+    while calls:
+        for call, found in zip(calls, times, strict=True):
             begun = time.perf_counter()
-            runner.run(feeds)
+            call()
             found.append(time.perf_counter() - begun)
-        spent = time.perf_counter() - start
-        if (len(times[0]) >= MIN_RUNS and spent >= SECONDS) or (len(times[0]) >= 3 and spent >= MAX_SECONDS):
-            return times
+        spent, num_runs = time.perf_counter() - start, len(times[0])
+        if (num_runs >= MIN_RUNS and spent >= seconds) or (num_runs >= MIN_RUNS_LATE and spent >= most_seconds):
+            break
+    return times
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,8 +30,17 @@ class Shrinking:
         return round(sum(float(positions.sum() - positions[units].sum()) for positions, units in named))
 
 
+@dataclass(frozen=True)
+class Work:
+    """What one operator has to do: the shapes of what it reads and makes, and its multiply-accumulates."""
+
+    node: Node
+    shapes: Mapping[str, tuple[int, ...]]
+    macs: int
+
+
 class CostModel:
-    """Parameters and MACs from what each group keeps. A group that is not named keeps all of its units."""
+    """Parameters, bytes and MACs from what each group keeps. A group that is not named keeps all of its units."""
 
     def __init__(self, network: Network, analysis: Analysis, feeds_shape: Mapping[str, tuple[int, ...]]) -> None:
         self._sizes = {group.id: group.num_units for group in analysis.groups}
@@ -39,10 +48,12 @@ class CostModel:
         self._shrinking = {name: shrinkings(analysis, name) for name in self._shapes}
         sources = sources_of_constants(network)
         weights = {name for node in network.nodes for _, name in weights_of(node, sources, network)}
-        self._copies: dict[str, list[str]] = {}
+        self._stored: dict[str, list[str]] = {}
         for name, first in network.tied().items():
-            if name in weights:
-                self._copies.setdefault(first, []).append(name)
+            self._stored.setdefault(first, []).append(name)
+        copies = {first: [name for name in names if name in weights] for first, names in self._stored.items()}
+        self._copies = {first: names for first, names in copies.items() if names}
+        self._itemsize = {name: array.itemsize for name, array in network.tensors.items()}
         self._counted: list[tuple[Node, Macs]] = [
             (node, macs) for node in network.nodes if (macs := operator_of(node).macs) is not None
         ]
@@ -56,19 +67,28 @@ class CostModel:
 
     def num_params(self, kept: Kept) -> int:
         """Elements of all weights; copies of a shared tensor count once as long as they are cut alike."""
-        total = 0
-        for names in self._copies.values():
-            cuts = {self._signature(name, kept): math.prod(self.shape(name, kept)) for name in names}
-            total += sum(cuts.values())
-        return total
+        return sum(size for _, size in self._sizes_of(self._copies, kept))
+
+    def num_bytes(self, kept: Kept) -> int:
+        """Bytes of all constants, counted like parameters: what of a file depends on what is kept."""
+        return sum(size * self._itemsize[name] for name, size in self._sizes_of(self._stored, kept))
 
     def macs(self, kept: Kept) -> int:
         """Multiply-accumulates at the shapes of the analysis."""
-        total = 0
+        return sum(work.macs for work in self.work(kept))
+
+    def work(self, kept: Kept) -> Iterator[Work]:
+        """Every operator that multiplies, in graph order."""
         for node, macs in self._counted:
             shapes = {name: self.shape(name, kept) for name in (*node.inputs, *node.outputs) if name}
-            total += macs(node, shapes)
-        return total
+            yield Work(node, shapes, macs(node, shapes))
+
+    def _sizes_of(self, copies: Mapping[str, list[str]], kept: Kept) -> Iterator[tuple[str, int]]:
+        """A tensor of each set of copies that are cut alike, and its elements."""
+        for names in copies.values():
+            alike = {self._signature(name, kept) if len(names) > 1 else None: name for name in names}
+            for name in alike.values():
+                yield name, math.prod(self.shape(name, kept))
 
     def _signature(self, name: str, kept: Kept) -> Sequence[object]:
         """What tells differently cut copies of one tensor apart."""

@@ -27,15 +27,15 @@ SOFT_FLOORS = (0.2, 0.1, 0.0)
 def allocate(
     choices: Sequence[Choice],
     costs: Costs,
-    ceilings: Mapping[str, int],
+    ceilings: Mapping[str, float],
     scope: Scope,
     losses: Losses | None = None,
 ) -> Widths:
     """Units to keep by group, for the groups of `choices`.
 
-    `costs` gives the exact counts of an allocation; `ceilings` what each may be at most. The result meets every
-    ceiling, and no group can keep one rounding step more without breaking one. With `losses` their sum decides between
-    groups, not the scores.
+    `costs` gives the figures of an allocation, which rise with every unit; `ceilings` what each may be at most. The result
+    meets every ceiling, and no group can keep one rounding step more without breaking one. With `losses` their sum decides
+    between groups, not the scores.
 
     Raises:
         TargetUnreachable: where even the narrowest allocation is above a ceiling.
@@ -154,9 +154,8 @@ def _next_score(choice: Choice, width: int) -> float:
     return float(choice.relative[min(width, choice.num_units - 1)])
 
 
-def _unreachable(found: Mapping[str, int], ceilings: Mapping[str, int]) -> TargetUnreachable:
+def _unreachable(found: Mapping[str, float], ceilings: Mapping[str, float]) -> TargetUnreachable:
     name = next(name for name, ceiling in ceilings.items() if found[name] > ceiling)
-    detail = (
-        f"{name} cannot go down to {ceilings[name]}: with every prunable layer at its narrowest, {found[name]} remain"
-    )
-    return TargetUnreachable(detail, asked=ceilings[name], best=found[name])
+    asked, best = ceilings[name], found[name]
+    detail = f"{name} cannot go down to {asked:.10g}: with every prunable layer at its narrowest, {best:.10g} remain"
+    return TargetUnreachable(detail, asked=asked, best=best)

@@ -13,14 +13,24 @@ import numpy as np
 from worker.compressor.graph.channels.partition import Bundle, Partition
 
 
-def rounding_step(width: int, round_to: int | Literal["auto"]) -> int:
-    """Widths are kept to multiples of this: `auto` is 8 for layers 64 wide or more, 4 from 16, else 1.
+@dataclass(frozen=True)
+class Rounding:
+    """Widths are multiples of `step`; below one step halves of it are allowed, down to `finest`."""
 
-    Runtimes are slower on odd widths than on the next multiple (onnxruntime: 127 of 128 channels took 1.2 times the time of all).
+    step: int
+    finest: int
+
+
+def rounding(width: int, round_to: int | Literal["auto"], *, convolves: bool) -> Rounding:
+    """What the widths of a layer are kept to: `auto` is multiples of 8 for layers 64 wide or more, of 4 from 16, else of 1.
+
+    Convolutions 32 wide or more get multiples of 16, above 16: that many channels onnxruntime computes at once with AVX-512
+    (8 with AVX2), and 24 take it as long as 32. Products of matrices hardly care.
     """
     if round_to != "auto":
-        return round_to
-    return 8 if width >= 64 else 4 if width >= 16 else 1
+        return Rounding(round_to, round_to)
+    finest = 8 if width >= 64 else 4 if width >= 16 else 1
+    return Rounding(16 if convolves and width >= 32 else finest, finest)
 
 
 @dataclass(frozen=True)
@@ -29,13 +39,13 @@ class Choice:
 
     Units go in one order, so that each width keeps all that a narrower one does: next goes the bundle of the lowest mean
     score, the lowest units of each block. Bundles that narrow the layers alike go as many at once as it takes to leave
-    multiples of `step`. `is_comparable`: see `Criterion`; groups of one `kind` are built alike.
+    multiples as `rounding` says. `is_comparable`: see `Criterion`; groups of one `kind` are built alike.
     """
 
     group: int
     scores: np.ndarray
     partition: Partition
-    step: int
+    rounding: Rounding
     is_comparable: bool = False
     kind: Hashable = None
 
@@ -82,7 +92,7 @@ class Choice:
         alike: dict[bytes, list[Bundle]] = {}
         for bundle in self.partition.bundles:
             alike.setdefault(self._narrowing(bundle).tobytes(), []).append(bundle)
-        stocks = [_Stock(bundles, self._at_once(bundles[0])) for bundles in alike.values()]
+        stocks = [_Stock(bundles, *self._at_once(bundles[0])) for bundles in alike.values()]
         found = []
         while offers := [(offer, stock) for stock in stocks if (offer := stock.offer(queues)) is not None]:
             (sizes, spare), stock = min(offers, key=lambda pair: queues.mean(pair[0][0]))
@@ -94,9 +104,11 @@ class Choice:
         """By how much each layer gets narrower, `[L]`."""
         return self.partition.widths @ bundle.sizes
 
-    def _at_once(self, bundle: Bundle) -> int:
-        """The fewest such bundles that are a multiple of the step in every layer."""
-        return self.step // math.gcd(self.step, *self._narrowing(bundle).tolist())
+    def _at_once(self, bundle: Bundle) -> tuple[int, int]:
+        """The fewest such bundles that are a multiple of the step in every layer, and of the finest one."""
+        narrowing = self._narrowing(bundle).tolist()
+        step, finest = (step // math.gcd(step, *narrowing) for step in (self.rounding.step, self.rounding.finest))
+        return step, finest
 
 
 class _Queues:
@@ -122,15 +134,18 @@ class _Queues:
 class _Stock:
     """Bundles that narrow the layers alike; `spare` says how many of each may still go."""
 
-    def __init__(self, bundles: list[Bundle], at_once: int) -> None:
-        self._bundles, self._at_once = bundles, at_once
+    def __init__(self, bundles: list[Bundle], at_once: int, finest: int) -> None:
+        self._bundles, self._at_once, self._finest = bundles, at_once, finest
         self._least = sum(bundle.least for bundle in bundles)
         self.spare = [bundle.times - bundle.least for bundle in bundles]
 
     def offer(self, queues: _Queues) -> tuple[np.ndarray, list[int]] | None:
         """The fewest that leave a multiple, by the lowest scores, and what is spare then; None where more have to stay."""
         spare, sizes = list(self.spare), np.zeros_like(self._bundles[0].sizes)
-        number = (sum(spare) + self._least - 1) % self._at_once + 1
+        left, at_once = sum(spare) + self._least, self._at_once
+        while left <= at_once > self._finest:
+            at_once //= 2
+        number = (left - 1) % at_once + 1
         if number > sum(spare):
             return None
         for _ in range(number):

@@ -12,13 +12,13 @@ from worker.compressor.pruning.choices import Choice
 from worker.compressor.pruning.sensitivity import Losses
 
 Widths = dict[int, int]
-Costs = Callable[[Mapping[int, int]], Mapping[str, int]]
+Costs = Callable[[Mapping[int, int]], Mapping[str, float]]
 # A group comes down in at most so many steps: costs are counted anew for each.
 MOST_STEPS = 64
 
 
 def descend(
-    choices: Sequence[Choice], floors: Mapping[int, int], costs: Costs, ceilings: Mapping[str, int], losses: Losses
+    choices: Sequence[Choice], floors: Mapping[int, int], costs: Costs, ceilings: Mapping[str, float], losses: Losses
 ) -> Widths:
     """Widths that meet the ceilings, no group below its floor; the floors themselves meet them.
 

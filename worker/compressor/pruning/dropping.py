@@ -19,7 +19,7 @@ Parts = frozenset[int]
 TOLERANCE = 0.01
 
 
-def drop(scores: np.ndarray, costs: Costs, ceilings: Mapping[str, int]) -> list[int]:
+def drop(scores: np.ndarray, costs: Costs, ceilings: Mapping[str, float]) -> list[int]:
     """The parts that go, `scores` `[N]` being what is lost with each: none where the ceilings are met already.
 
     No part that goes could stay. The result is at most a percentage point, or the cost of the finest part, below the
@@ -41,7 +41,7 @@ def drop(scores: np.ndarray, costs: Costs, ceilings: Mapping[str, int]) -> list[
 class _Search:
     """Choices as sets of the parts that go."""
 
-    def __init__(self, scores: np.ndarray, costs: Costs, ceilings: Mapping[str, int]) -> None:
+    def __init__(self, scores: np.ndarray, costs: Costs, ceilings: Mapping[str, float]) -> None:
         self._scores, self._costs, self._ceilings = scores, costs, ceilings
         self._whole = costs(())
         singles = [costs((part,)) for part in range(len(scores))]
@@ -94,7 +94,7 @@ class _Search:
         return (self._ceilings[name] - left) / self._whole[name] - max(TOLERANCE, finest)
 
 
-def _unreachable(found: Mapping[str, int], ceilings: Mapping[str, int]) -> TargetUnreachable:
+def _unreachable(found: Mapping[str, int], ceilings: Mapping[str, float]) -> TargetUnreachable:
     name = next(name for name, ceiling in ceilings.items() if found[name] > ceiling)
     detail = f"{name} cannot go down to {ceilings[name]}: with every branch gone that can go, {found[name]} remain"
     return TargetUnreachable(detail, asked=ceilings[name], best=found[name])

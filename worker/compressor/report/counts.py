@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from app.spec.schema import Spec
-from app.spec.targets import Target
 from worker.compressor.graph.counts import Counts, LayerCount
 
 
@@ -31,31 +29,6 @@ def pins(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             pin["macs"] += row["macs_after"]
     ordered = sorted(found.values(), key=lambda pin: -pin["macs"])
     return [pin | {"share": pin["macs"] / total if total else 0.0} for pin in ordered]
-
-
-def target_met(spec: Spec, before: Counts, after: Counts) -> dict[str, Any]:
-    """`{asked, met}` over all prune steps, the last one of each name; counts of the finished network decide."""
-    asked = asked_targets(spec)
-    met = {
-        "macs": lambda target: after.macs <= target.resolve(before.macs),
-        "params": lambda target: after.num_params <= target.resolve(before.num_params),
-        "sparsity": lambda target: after.num_params - after.nonzero_params >= target.share * after.num_params,
-    }
-    return {
-        "asked": {name: target.asked for name, target in asked.items()},
-        "met": all(met[name](target) for name, target in asked.items()),
-    }
-
-
-def asked_targets(spec: Spec) -> dict[str, Target]:
-    """The targets of all prune steps, the last one of each name."""
-    given = [step.prune.target for step in spec.steps if step.prune and step.prune.target]
-    return {
-        name: target
-        for targets in given
-        for name in type(targets).model_fields
-        if (target := getattr(targets, name)) is not None
-    }
 
 
 def _row(before: LayerCount, after: LayerCount | None, kept_because: str | None) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from worker.compressor.report.counts import layer_rows, pins
 _DEAR = 0.2  # share of the MACs from which on a reason to keep layers is worth a warning
 
 
-def ceilings_of(job: Job, options: Prune) -> dict[str, int]:
+def ceilings_of(job: Job, options: Prune) -> dict[str, float]:
     """The counts that the targets allow, of the uploaded network whatever the step."""
     assert options.target is not None
     whole = {"macs": job.counts.macs, "params": job.counts.num_params}

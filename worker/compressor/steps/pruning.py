@@ -11,18 +11,16 @@ import numpy as np
 from app.spec.schema import Prune
 from app.spec.sensitivity import Sensitivity
 from worker.compressor.context import Stage
-from worker.compressor.errors import GraphError
 from worker.compressor.graph.channels.grouping import Group
 from worker.compressor.graph.counts import count
-from worker.compressor.graph.precision import in_float32
-from worker.compressor.graph.proof import Proof, prove
-from worker.compressor.graph.surgery import Cut, cut
-from worker.compressor.job import Feeds, Job
+from worker.compressor.graph.surgery import Cut
+from worker.compressor.job import Job
 from worker.compressor.pruning.evidence import Evidence
-from worker.compressor.pruning.structures import Choice, Masking, Narrowing, Shortening, structure_of
-from worker.compressor.steps.limits import ceilings_of, note_kept
+from worker.compressor.pruning.structures import Masking, Narrowing, Shortening, structure_of
+from worker.compressor.steps.aiming import cut_to_targets
+from worker.compressor.steps.limits import note_kept
 from worker.compressor.steps.metering import is_measured, meter_for
-from worker.compressor.steps.samples import evidence_for, note_proof, proof_feeds
+from worker.compressor.steps.samples import evidence_for, note_proof
 from worker.compressor.steps.shortening import take_out
 
 
@@ -57,7 +55,8 @@ def prune(job: Job, step: int, options: Prune) -> None:
 
 def _narrow(job: Job, step: int, options: Prune, structure: Narrowing, stage: Stage) -> None:
     """Cut to the targets, and prove the cut."""
-    choice, made, proof = proven_cut(job, step, structure, ceilings_of(job, options))
+    choice, made, proof, found = cut_to_targets(job, step, options, structure)
+    stage.metrics |= found
     if made.inexact:
         job.context.warn(_told_inexact(made))
     note_proof(job, step, stage, proof)
@@ -85,60 +84,6 @@ def _mask(job: Job, step: int, options: Prune, structure: Masking, stage: Stage)
     after = count(made, job.shapes)
     stage.metrics |= {"sparsity": 1 - after.nonzero_params / after.num_params}
     job.context.warn("zeros among the weights make the file smaller once packed; plain runtimes are no faster for them")
-
-
-def proven_cut(job: Job, step: int, structure: Narrowing, ceilings: dict[str, int]) -> tuple[Choice, Cut, Proof]:
-    """A cut that meets the ceilings and passes the proof; groups that fail it stay whole, and others make up for them.
-
-    The proof is about the exact groups; what a normalisation over the cut axis makes of the others is for the recovery.
-    """
-    feeds, refused = proof_feeds(job), dict[int, str]()
-    while True:
-        rng = job.context.rng(step)
-        choice = structure.choose(ceilings, rng, refused)
-        exact = {group: units for group, units in choice.kept.items() if choice.analysis.groups[group].exact}
-        try:
-            proof = _proven(job, choice, exact, feeds)
-            return choice, cut(job.network, choice.analysis, choice.kept), proof
-        except GraphError as error:
-            failing = _failing(job, choice, feeds)
-            if not failing:
-                raise
-            refused |= dict.fromkeys(failing, "the cut network would not compute what the original does without it")
-            for group in failing:
-                layers = ", ".join(choice.analysis.groups[group].layers[:4])
-                job.context.warn(
-                    f"the channels of {layers} stay whole, because cutting them failed its proof: {error.detail}"
-                )
-
-
-def _proven(job: Job, choice: Choice, kept: dict[int, np.ndarray], feeds: Feeds) -> Proof:
-    """The proof of a cut, in float32 whatever the network computes in: half precision would hide small mistakes."""
-    made = cut(job.network, choice.analysis, kept)
-    wide = replace(made, network=in_float32(made.network))
-    return prove(in_float32(job.network), wide, choice.analysis, feeds)
-
-
-def _failing(job: Job, choice: Choice, feeds: Feeds) -> list[int]:
-    """The groups that cannot be cut by themselves; else the first that cannot be cut with those before it."""
-    alone = [group for group in choice.kept if not _holds(job, choice, [group], feeds)]
-    if alone:
-        return alone
-    groups = list(choice.kept)
-    return next(([groups[n]] for n in range(1, len(groups)) if not _holds(job, choice, groups[: n + 1], feeds)), [])
-
-
-def _holds(job: Job, choice: Choice, groups: Sequence[int], feeds: Feeds) -> bool:
-    """Whether these groups can be cut together, and the exact ones pass the proof."""
-    kept = {group: choice.kept[group] for group in groups}
-    exact = {group: units for group, units in kept.items() if choice.analysis.groups[group].exact}
-    try:
-        cut(job.network, choice.analysis, kept)
-        if exact:
-            _proven(job, choice, exact, feeds)
-    except GraphError:
-        return False
-    return True
 
 
 def _told_inexact(made: Cut) -> str:

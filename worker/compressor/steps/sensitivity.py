@@ -23,8 +23,8 @@ from worker.compressor.pruning.evidence import Evidence
 from worker.compressor.pruning.reconstruction.lockstep import reconstruct
 from worker.compressor.pruning.sensitivity import Meter
 from worker.compressor.pruning.structures.channels import Channels
+from worker.compressor.steps.cutting import proven_cut
 from worker.compressor.steps.metering import exam_of, is_measured, meter_for
-from worker.compressor.steps.pruning import proven_cut
 from worker.compressor.steps.samples import RECOVERY, affordable_rows, evidence_for
 
 #: Rows that the points of a trade-off are measured on: they are few, and compared with targets.

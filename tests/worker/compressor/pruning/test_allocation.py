@@ -10,7 +10,7 @@ import pytest
 from worker.compressor.errors import TargetUnreachable
 from worker.compressor.graph.channels.partition import partition
 from worker.compressor.pruning.allocation import allocate
-from worker.compressor.pruning.choices import Choice, rounding_step
+from worker.compressor.pruning.choices import Choice, Rounding, rounding
 
 
 class Chain:
@@ -32,7 +32,9 @@ def choice(scores, step=1, rows=None, group=0):
     num = len(scores)
     member = np.zeros((1, num), int) if rows is None else (np.unique(rows)[:, None] == rows).astype(int)
     parts = partition(len(member) * member - member.sum(axis=0), np.ones((1, num), int))
-    return Choice(group, np.asarray(scores, float), parts.keeping([np.ones(len(parts.sizes), bool)]), step)
+    return Choice(
+        group, np.asarray(scores, float), parts.keeping([np.ones(len(parts.sizes), bool)]), Rounding(step, step)
+    )
 
 
 def choices(widths, step=1, seed=0):
@@ -124,9 +126,27 @@ class TestChoice:
     def test_equal_scores_keep_the_lower_numbers(self):
         assert choice(np.ones(5)).units(2).tolist() == [0, 1]
 
+    def test_narrower_than_a_step_come_halves_of_it(self):
+        assert replace(choice(np.ones(70)), rounding=Rounding(16, 8)).counts == (8, 16, 32, 48, 64, 70)
+        assert replace(choice(np.ones(32)), rounding=Rounding(16, 4)).counts == (4, 8, 16, 32)
+
     @pytest.mark.parametrize(
-        ("width", "asked", "step"),
+        ("width", "asked", "found"),
         [(128, "auto", 8), (64, "auto", 8), (63, "auto", 4), (16, "auto", 4), (15, "auto", 1), (8, 5, 5)],
     )
-    def test_rounding(self, width, asked, step):
-        assert rounding_step(width, asked) == step
+    def test_rounding(self, width, asked, found):
+        assert rounding(width, asked, convolves=False) == Rounding(found, found)
+
+    @pytest.mark.parametrize(
+        ("width", "asked", "found"),
+        [
+            (128, "auto", Rounding(16, 8)),
+            (64, "auto", Rounding(16, 8)),
+            (32, "auto", Rounding(16, 4)),
+            (31, "auto", Rounding(4, 4)),
+            (15, "auto", Rounding(1, 1)),
+            (128, 5, Rounding(5, 5)),
+        ],
+    )
+    def test_convolutions_are_rounded_to_what_a_processor_computes_at_once(self, width, asked, found):
+        assert rounding(width, asked, convolves=True) == found

@@ -9,8 +9,7 @@ from onnx import numpy_helper
 
 from tests.worker.compressor.networks import PRUNE, SPEC, artifact, compressed, export_fixed, mix_samples, trained
 from worker.compressor.errors import GraphError
-from worker.compressor.steps import limits, shortening
-from worker.compressor.steps import pruning as steps
+from worker.compressor.steps import cutting, limits, shortening
 
 BY_SCORE = SPEC | {"steps": [{"prune": PRUNE["prune"] | {"allocation": "score"}}]}
 
@@ -146,14 +145,14 @@ class TestPins:
 
 class TestRefusedGroups:
     def test_a_group_that_fails_its_proof_stays_whole(self, files, tmp_path, monkeypatch):
-        prove = steps.prove
+        prove = cutting.prove
 
         def doubtful(network, made, analysis, feeds):
             if any("fc1" in layer for group in made.kept for layer in analysis.groups[group].layers):
                 raise GraphError("no proof")
             return prove(network, made, analysis, feeds)
 
-        monkeypatch.setattr(steps, "prove", doubtful)
+        monkeypatch.setattr(cutting, "prove", doubtful)
         attempt, outcome = compressed(tmp_path, files / "net.onnx", files / "labelled.npz", BY_SCORE)
         assert outcome["status"] == "succeeded" and any(
             "failed its proof" in warning for warning in outcome["warnings"]
@@ -163,7 +162,7 @@ class TestRefusedGroups:
         assert row["shape_before"] == row["shape_after"] and "would not compute" in row["kept_because"]
 
     def test_of_groups_that_cannot_be_cut_together_the_later_one_stays_whole(self, files, tmp_path, monkeypatch):
-        cut = steps.cut
+        cut = cutting.cut
 
         def doubtful(network, analysis, kept):
             layers = [layer for group in kept for layer in analysis.groups[group].layers]
@@ -171,7 +170,7 @@ class TestRefusedGroups:
                 raise GraphError("not both")
             return cut(network, analysis, kept)
 
-        monkeypatch.setattr(steps, "cut", doubtful)
+        monkeypatch.setattr(cutting, "cut", doubtful)
         attempt, outcome = compressed(tmp_path, files / "net.onnx", files / "labelled.npz", BY_SCORE)
         assert outcome["status"] == "succeeded" and any("not both" in warning for warning in outcome["warnings"])
         report = json.loads(artifact(attempt, "report.json").read_text())

@@ -15,11 +15,15 @@ from worker.compressor.registry import Registry
 
 if TYPE_CHECKING:
     from worker.compressor.graph.channels.analysis import Analysis, Group
+    from worker.compressor.graph.cost import CostModel
     from worker.compressor.graph.network import Network
     from worker.compressor.graph.residuals import Residual
+    from worker.compressor.pruning.choices import Choice as Widths
     from worker.compressor.pruning.evidence import Evidence
 
 Shapes = Mapping[str, tuple[int, ...]]
+#: A figure of a network with these units of its groups kept; it rises with each of them.
+Price = Callable[["CostModel", Mapping[int, np.ndarray]], float]
 
 
 @dataclass(frozen=True)
@@ -59,11 +63,31 @@ class Structure(Described, ABC):
 class Narrowing(Structure):
     """Makes layers narrower; the cutting itself is the graph's."""
 
+    @property
     @abstractmethod
-    def choose(self, ceilings: Mapping[str, int], rng: np.random.Generator, refused: Mapping[int, str]) -> Choice:
-        """What to keep of the network; `ceilings` are counts (`macs`, `params`) that the result may not exceed.
+    def analysis(self) -> Analysis:
+        """The network's groups of channels."""
 
-        `refused` names groups that stay whole, and why.
+    @property
+    @abstractmethod
+    def costs(self) -> CostModel:
+        """What the network costs with some of its units kept."""
+
+    @abstractmethod
+    def candidates(self, rng: np.random.Generator, refused: Mapping[int, str]) -> list[Widths]:
+        """What may be kept of each group that is up for removal."""
+
+    @abstractmethod
+    def choose(
+        self,
+        ceilings: Mapping[str, float],
+        rng: np.random.Generator,
+        refused: Mapping[int, str],
+        prices: Mapping[str, Price] | None = None,
+    ) -> Choice:
+        """What to keep of the network; `ceilings` are figures that the result may not exceed.
+
+        `macs` and `params` are counted, `prices` predict the others. `refused` names groups that stay whole, and why.
 
         Raises:
             TargetUnreachable: where no choice meets the ceilings.
@@ -90,7 +114,7 @@ class Shortening(Structure):
     """Takes residual branches out as a whole, and leaves the width of every layer as it is."""
 
     @abstractmethod
-    def choose(self, ceilings: Mapping[str, int], rng: np.random.Generator, refused: Mapping[str, str]) -> Skips:
+    def choose(self, ceilings: Mapping[str, float], rng: np.random.Generator, refused: Mapping[str, str]) -> Skips:
         """Which branches go; `ceilings` as of `Narrowing.choose`. `refused` names sums whose branches stay, and why.
 
         Raises:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,13 +12,14 @@ from app.spec.schema import Prune
 from worker.compressor.errors import DataNeeded, NothingRemoved
 from worker.compressor.pruning import allocation
 from worker.compressor.pruning.choices import Choice as Widths
-from worker.compressor.pruning.choices import rounding_step
+from worker.compressor.pruning.choices import rounding
 from worker.compressor.pruning.criteria import CRITERIA
 from worker.compressor.pruning.selection import LEFT_OUT, excluded_tensors, is_chosen
-from worker.compressor.pruning.structures import STRUCTURES, Choice, Narrowing
+from worker.compressor.pruning.structures import STRUCTURES, Choice, Narrowing, Price
 
 if TYPE_CHECKING:
     from worker.compressor.graph.channels.analysis import Analysis, Group
+    from worker.compressor.graph.cost import CostModel
     from worker.compressor.graph.network import Network
     from worker.compressor.pruning.evidence import Evidence
     from worker.compressor.pruning.sensitivity import Losses
@@ -31,17 +32,21 @@ class Channels(Narrowing):
     name = "channels"
     help = "whole channels of coupled layers, so that the network is narrower everywhere"
 
-    def choose(self, ceilings: Mapping[str, int], rng: np.random.Generator, refused: Mapping[int, str]) -> Choice:
+    def choose(
+        self,
+        ceilings: Mapping[str, float],
+        rng: np.random.Generator,
+        refused: Mapping[int, str],
+        prices: Mapping[str, Price] | None = None,
+    ) -> Choice:
         """See `Narrowing.choose`."""
-        from worker.compressor.graph.cost import CostModel
-
-        analysis = self.analysis
-        model = CostModel(self.network, analysis, self.shapes)
-        costs = {"macs": model.macs, "params": model.num_params}
+        analysis, model = self.analysis, self.costs
+        costs: dict[str, Callable[[Mapping[int, np.ndarray]], float]] = {"macs": model.macs, "params": model.num_params}
+        costs |= {name: partial(price, model) for name, price in (prices or {}).items()}
         options = self.candidates(rng, refused)
         by_group = {option.group: option for option in options}
 
-        def price(widths: Mapping[int, int]) -> dict[str, int]:
+        def price(widths: Mapping[int, int]) -> dict[str, float]:
             kept = {group: by_group[group].units(width) for group, width in widths.items()}
             return {name: costs[name](kept) for name in ceilings}
 
@@ -78,6 +83,13 @@ class Channels(Narrowing):
         return analyse(self.network, self.shapes)
 
     @cached_property
+    def costs(self) -> CostModel:
+        """What the network costs with some of its units kept."""
+        from worker.compressor.graph.cost import CostModel
+
+        return CostModel(self.network, self.analysis, self.shapes)
+
+    @cached_property
     def _left_whole(self) -> dict[int, str]:
         return _reasons(self.network, self.analysis, self.prune)
 
@@ -92,8 +104,9 @@ class Channels(Narrowing):
     def _option(self, group: Group, rng: np.random.Generator) -> Widths:
         criterion = CRITERIA.get(self.prune.criterion)()
         scores = criterion.scores(group, self._evidence, rng)
-        step = rounding_step(group.num_units, self.prune.round_to)
-        return Widths(group.id, scores, group.partition, step, criterion.is_comparable, self._kind(group))
+        convolves = any(self._operators.get(layer) in ("Conv", "ConvTranspose") for layer in group.layers)
+        widths = rounding(group.num_units, self.prune.round_to, convolves=convolves)
+        return Widths(group.id, scores, group.partition, widths, criterion.is_comparable, self._kind(group))
 
     def _kind(self, group: Group) -> Hashable:
         """Groups that the same operators make and read, with kernels of the same size, are of one kind."""

@@ -29,7 +29,7 @@ class Layers(Shortening):
     name = "layers"
     help = "whole residual branches, so that the network is less deep; the sums behind them pass their skips on"
 
-    def choose(self, ceilings: Mapping[str, int], rng: np.random.Generator, refused: Mapping[str, str]) -> Skips:
+    def choose(self, ceilings: Mapping[str, float], rng: np.random.Generator, refused: Mapping[str, str]) -> Skips:
         """See `Shortening.choose`."""
         branches, reasons = self._residuals.branches, self._left_out | dict(refused)
         # A stream for each branch: what one draws does not depend on which others are left out or refused.
