@@ -70,6 +70,7 @@ def finish_study(job: Job) -> Outcome:
     result = {
         "baseline": _baseline(job),
         **dict.fromkeys(("compressed", "ratio", "target", "verified", "parity")),
+        "unverified_accuracy": not job.has_data,
     }
     artifacts = documents(job, [], job.counts, result)
     return Outcome("succeeded", None, job.context.warnings, result, None, artifacts)
@@ -192,6 +193,7 @@ def _result(
         "target": summary(asked, verdicts) | _timed(job, batch, latency),
         "verified": {"reloaded": True, "finite": checked["finite"], "metric_recomputed": True},
         "parity": {name: checked["parity"].get(name) for name in FILES},
+        "unverified_accuracy": not job.has_data,
     }
     return result, _missed(verdicts)
 

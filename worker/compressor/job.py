@@ -55,7 +55,8 @@ class Proven:
 @dataclass
 class Job:
     """Everything that the stages work on. `network` is replaced, never changed, by each step that succeeds; `studies` are
-    the findings of steps that change nothing.
+    the findings of steps that change nothing. Without a data set (`has_data`) the rows of `data` are synthesised
+    (`is_synthetic`), else noise.
     """
 
     context: Context
@@ -72,6 +73,7 @@ class Job:
     proven: Proven = field(default_factory=Proven)
     studies: list[dict[str, Any]] = field(default_factory=list)
     baseline: dict[str, Any] = field(default_factory=dict)
+    is_synthetic: bool = False
     _views: WeakKeyDictionary[Network, Network | None] = field(default_factory=WeakKeyDictionary)
 
     @property

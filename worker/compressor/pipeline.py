@@ -35,11 +35,13 @@ from worker.compressor.steps.imitation import imitate
 from worker.compressor.steps.pruning import prune
 from worker.compressor.steps.recovery import recover
 from worker.compressor.steps.sensitivity import study
+from worker.compressor.steps.synthesis import needs_synthesis, stand_in
 from worker.compressor.steps.training import sparsify, train
 
 # Rough shares of the work, for progress: an epoch against everything that takes seconds.
 _WEIGHTS = {
     "preparing": 1.0,
+    "synthesis": 20.0,
     "baseline": 4.0,
     "prune": 1.0,
     "recover": 5.0,
@@ -60,11 +62,13 @@ def compress(request: Request, emit: Callable[[dict[str, Any]], None], should_st
     assert request.spec is not None
     torch.set_num_threads(request.threads)
     torch.manual_seed(request.spec.seed)
-    context = Context(request, emit, should_stop, plan(request.spec))
+    context = Context(request, emit, should_stop, plan(request.spec, has_data=request.dataset is not None))
     with context.stage("preparing"):
         job = open_job(context)
         if any(unit.kind not in ("prune", "sensitivity") for unit in expand(request.spec)):
             rehearse(job.network, job.formats, request.folder)
+    if not job.has_data and needs_synthesis(request.spec):
+        stand_in(job)
     with context.stage("baseline") as stage:
         _measure_original(job, stage)
     try:
@@ -74,9 +78,10 @@ def compress(request: Request, emit: Callable[[dict[str, Any]], None], should_st
     return finish(job) if request.spec.makes_network else finish_study(job)
 
 
-def plan(spec: Spec) -> list[tuple[str, float]]:
+def plan(spec: Spec, *, has_data: bool = True) -> list[tuple[str, float]]:
     """The stages of a job in order, each with its share of the work."""
-    stages = [("preparing", _WEIGHTS["preparing"]), ("baseline", _WEIGHTS["baseline"])]
+    synthesis = () if has_data or not needs_synthesis(spec) else ("synthesis",)
+    stages = [(name, _WEIGHTS[name]) for name in ("preparing", *synthesis, "baseline")]
     for unit in expand(spec):
         if isinstance(unit.options, Prune):
             stages += [(name, _WEIGHTS[name]) for name in _stages_of(unit)]
@@ -104,7 +109,10 @@ def _measure_original(job: Job, stage: Stage) -> None:
         tally.add(output, output, job.data.test.targets(positions))
     job.answers.save()
     if not job.has_data:
-        job.context.warn("there is no data set: agreement, error and timing are on random inputs")
+        made = "synthesised from the network's BatchNorm statistics" if job.is_synthetic else "random"
+        job.context.warn(
+            f"there is no data set, so the accuracy is not verified: all figures are on inputs that are {made}"
+        )
     job.baseline = tally.figures()
     stage.metrics |= {**job.baseline, **totals(job.counts)}
     for name, value in job.baseline.items():

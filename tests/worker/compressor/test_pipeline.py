@@ -121,11 +121,37 @@ class TestSuccess:
         assert outcome["status"] == "succeeded", outcome
         assert "accuracy" not in outcome["result"]["compressed"] and outcome["result"]["compressed"]["agreement"] > 0.8
 
-    def test_without_data_there_is_proof_and_no_recovery(self, files, tmp_path):
-        _, outcome = compressed(tmp_path, files / "net.onnx", None, {"steps": [PRUNE]})
+    def test_without_data_or_statistics_there_is_proof_and_no_recovery(self, files, tmp_path):
+        attempt, outcome = compressed(tmp_path, files / "net.onnx", None, {"steps": [PRUNE]})
         assert outcome["status"] == "succeeded", outcome
-        assert any("recovery needs samples" in warning for warning in outcome["warnings"])
-        assert outcome["result"]["parity"]["onnx"] < 1e-4
+        assert any("carries no BatchNorm statistics" in warning for warning in outcome["warnings"])
+        assert any("accuracy is not verified" in warning for warning in outcome["warnings"])
+        assert outcome["result"]["unverified_accuracy"] is True and outcome["result"]["parity"]["onnx"] < 1e-4
+        stages = [stage["name"] for stage in json.loads(artifact(attempt, "report.json").read_text())["stages"]]
+        assert stages == ["preparing", "synthesis", "baseline", "prune", "recover", "verify", "latency"]
+
+    def test_without_data_recovery_is_on_inputs_that_match_the_statistics(self, files, tmp_path):
+        signature = [{"name": "image", "dtype": "float32", "shape": ["batch", 1, 8, 8]}]
+        spec = {"inputs": signature, "steps": [{"prune": {"target": {"macs": "20%"}}}]}
+        raw = spec | {"steps": [{"prune": {"target": {"macs": "20%"}, "recovery": "none"}}]}
+        (mended, outcome), (cut, plain) = (
+            compressed(tmp_path / name, files / "net.pt", None, each) for name, each in (("m", spec), ("r", raw))
+        )
+        assert outcome["status"] == plain["status"] == "succeeded", (outcome, plain)
+        assert outcome["result"]["unverified_accuracy"] is plain["result"]["unverified_accuracy"] is True
+        assert not any("not repaired" in warning for warning in outcome["warnings"])
+        x = torch.from_numpy(prepared(pictures(400, 5)[0]))
+        outs = [
+            torch.jit.load(str(path))(x)
+            for path in (files / "net.pt", *(artifact(a, "model.pt") for a in (mended, cut)))
+        ]
+        want, near, far = (out[0] if isinstance(out, tuple) else out for out in outs)
+        assert (near - want).square().mean() < 0.25 * (far - want).square().mean()
+        assert (near.argmax(-1) == want.argmax(-1)).float().mean() > 0.9
+        stages = json.loads(artifact(mended, "report.json").read_text())["stages"]
+        found = {stage["name"]: stage["metrics"] for stage in stages}
+        assert found["synthesis"]["distance"] < found["synthesis"]["distance_before"] / 10
+        assert found["recover"]["refitted"] > 3
 
     def test_values_are_learned_too(self, files, tmp_path):
         spec = {"preprocess": PREPROCESS, "steps": [PRUNE, {"distill": {"epochs": 1, "batch_size": 40}}]}

@@ -13,6 +13,7 @@ import numpy as np
 
 from worker.compressor.data.dataset import Dataset, load_dataset
 from worker.compressor.data.noise import noise_dataset
+from worker.compressor.data.synthetic import synthetic_dataset, synthetic_file
 from worker.compressor.errors import ExportError
 from worker.compressor.evaluation.engine import EngineRunner, open_onnx
 from worker.compressor.evaluation.isolated import answer
@@ -24,8 +25,10 @@ from worker.compressor.request import Request, read_request
 
 
 def job_dataset(request: Request, shapes: dict[str, tuple[int, ...]]) -> Dataset:
-    """The rows of a job: its data set, or noise where it has none. The same in every process."""
+    """The rows of a job: its data set, else those that were synthesised for it, else noise. The same in every process."""
     assert request.spec is not None and request.spec.inputs is not None
+    if request.dataset is None and synthetic_file(request.folder).exists():
+        return synthetic_dataset(request.folder, request.spec.tensors)
     if request.dataset is None:
         return noise_dataset(request.spec.tensors, shapes, request.spec.seed)
     return load_dataset(request.dataset.file, request.dataset.format, request.spec)

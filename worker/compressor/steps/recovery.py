@@ -15,7 +15,7 @@ def recover(job: Job, step: int, options: Prune) -> None:
         recovery = options.recovery
         assert recovery != "none"
         original, network = job.view(job.original), job.view(job.network)
-        if not job.has_data:
+        if not job.has_data and not job.is_synthetic:
             context.warn("there is no data set, so the cut network was not repaired: recovery needs samples")
             return
         if original is None or network is None:
