@@ -102,7 +102,10 @@ class Preprocess(SpecModel):
 
 
 class Recovery(SpecModel):
-    """What repairs a cut without labels: a least-squares refit of the consumers, then BatchNorm re-estimation."""
+    """What repairs a cut without labels: a least-squares refit of the consumers, and BatchNorm re-estimation.
+
+    With `batchnorm` alone, layers that no BatchNorm follows get the mean and variance of the original's outputs.
+    """
 
     refit: bool = True
     batchnorm: bool = True

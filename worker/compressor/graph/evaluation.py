@@ -202,17 +202,20 @@ class Stepper:
         self.network.tensors[name] = array
         self._constants.forget(name)
 
-    def step(self) -> tuple[Any, ...]:
-        """Evaluate the node whose turn it is, forget what nobody needs any more, and return its outputs."""
-        node = self.network.nodes[self._index]
-        outputs = evaluate(
-            node,
+    def compute(self) -> tuple[Any, ...]:
+        """The outputs of the node whose turn it is, as its weights are now; it stays its turn."""
+        return evaluate(
+            self.network.nodes[self._index],
             self.env,
             self.network,
             constant=self._constants,
             shape=lambda name: tuple(self.value(name).shape),
             device=self._device,
         )
+
+    def step(self) -> tuple[Any, ...]:
+        """Evaluate the node whose turn it is, forget what nobody needs any more, and return its outputs."""
+        node, outputs = self.network.nodes[self._index], self.compute()
         self.env.update(zip(node.outputs, outputs, strict=False))
         for name in {*node.inputs, *node.outputs}:
             if self._last.get(name, -1) <= self._index and name not in self._keep:

@@ -38,6 +38,7 @@ def recover(job: Job, step: int, options: Prune) -> None:
         before, after = judge(job.runner(job.network)), judge(job.runner(mended))
         stage.metrics |= {"samples": len(next(iter(feeds.values())))}
         stage.metrics |= {"refitted": len(repair.refitted), "measured": len(repair.measured)}
+        stage.metrics |= {"corrected": len(repair.corrected)}
         stage.metrics |= {"before": before.as_dict(), "after": after.as_dict()}
         context.metric(after.name, step, abs(after.value))
         if after > before:

@@ -18,15 +18,17 @@ from worker.compressor.graph.evaluation import Stepper, shared_tensor
 from worker.compressor.graph.network import Network, Node
 from worker.compressor.pruning.reconstruction.fitting import MAX_INPUTS, Aim, fit
 from worker.compressor.pruning.reconstruction.layers import LinearLayer, kept_outputs, linear_layer
+from worker.compressor.pruning.reconstruction.moments import matched
 from worker.compressor.pruning.reconstruction.tails import BiasedTail, NormalisedTail, Tail
 
 
 @dataclass
 class Repair:
-    """The layers that were refitted, and the normalisations that were measured anew."""
+    """The layers that were refitted or corrected in mean and variance, and the normalisations that were measured anew."""
 
     refitted: list[str] = field(default_factory=list)
     measured: list[str] = field(default_factory=list)
+    corrected: list[str] = field(default_factory=list)
 
 
 def reconstruct(
@@ -43,7 +45,8 @@ def reconstruct(
 ) -> tuple[Network, Repair]:
     """A copy of `cut` whose layers answer like those of `original` on `feeds`, as far as their weights allow.
 
-    `refit` solves each Conv, Gemm and MatMul by least squares; `batchnorm` measures BatchNorm statistics anew. Layers
+    `refit` solves each Conv, Gemm and MatMul by least squares; `batchnorm` measures BatchNorm statistics anew and, where
+    nothing is refitted, gives layers without BatchNorm behind them the mean and variance of the original's outputs. Layers
     whose inputs are what they were are left alone, and so are weights that several nodes share. The zeros of the tensors
     that `masked` names stay zeros: what is left of these is fitted even where the inputs are what they were. The tensors
     that `untouched` names stay as they are. `only` names the nodes that may be repaired; the walk ends with the last of
@@ -111,8 +114,10 @@ class _Lockstep:
             return
         if self._batchnorm and self._has_statistics(node) and node.name not in self.repair.measured:
             self._measure(node, x)
-        layer = linear_layer(node, self.student.network) if self._refit else None
-        if layer is not None and _has_same_positions(layer, x, before):
+        layer = linear_layer(node, self.student.network)
+        if layer is None or not _has_same_positions(layer, x, before):
+            return
+        if self._refit:
             tail = self._tail(layer)
             mask = None
             if layer.weight in self._masked:
@@ -120,6 +125,23 @@ class _Lockstep:
             for name, array in fit(tail, x, self._aim(tail, target), mask).items():
                 self.student.set_weight(name, array)
             self.repair.refitted.append(node.name)
+        elif self._batchnorm and not self._is_normalised(node):
+            self._correct(self._tail(layer), target)
+
+    def _is_normalised(self, node: Node) -> bool:
+        """Whether a BatchNorm right behind is measured in its turn."""
+        reader = self._only_reader(node.outputs[0])
+        return reader is not None and self._has_statistics(reader)
+
+    def _correct(self, tail: Tail, target: Tensor) -> None:
+        """Mean and variance of the outputs as they are in the original, where there is a bias to shift."""
+        if not tail.has_bias:
+            return
+        kept = kept_outputs(tail.layer, self.student.network)
+        wanted = tail.target(_at(target, tail.layer, kept), self.teacher.network, kept)
+        for name, array in matched(tail, self.student.compute()[0], wanted).items():
+            self.student.set_weight(name, array)
+        self.repair.corrected.append(tail.layer.node.name)
 
     def _has_statistics(self, node: Node) -> bool:
         """Whether it is a BatchNorm with a running mean and variance; some compute them from the data."""
