@@ -12,7 +12,7 @@ from worker.compressor.graph.network import Network
 from worker.compressor.job import Job, Shapes
 
 MOST_ROWS, FEWEST_ROWS = 160, 40
-MOST_STEPS, FEWEST_STEPS = 40, 20
+MOST_STEPS, FEWEST_STEPS = 60, 20
 #: Multiply-accumulates that the search may take: about a minute on two cores. Large networks get fewer rows and steps.
 MOST_MACS = 3e12
 #: What the values of a batch may take; the search holds all of them, and their gradients.
