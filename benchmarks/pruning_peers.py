@@ -196,20 +196,23 @@ def measure(book: Book, subject: Subject, told: argparse.Namespace) -> None:
 
 
 def lines(book: Book) -> Iterator[str]:
-    """The table in Markdown: medians, and in brackets each seed."""
+    """The table in Markdown: medians, and in brackets each seed; in a cell are the seeds that the engine and Torch-Pruning have."""
     yield "| network | MACs | | engine | Torch-Pruning | onnxsim |"
     yield "|---|---|---|---|---|---|"
     for name in NETWORKS:
-        yield f"| {name} | 100 % | | {_cell([row['accuracy'] for row in book.find(network=name, side='original')])} | | |"
+        yield f"| {name} | 100 % | | {_cell(_bests(book, network=name, side='original'))} | | |"
         for share in SHARES:
             for stage, text in STAGES.items():
                 about = {"network": name, "share": share, "stage": stage}
-                sides = (
-                    _bests(book, **about, side="engine", variant=SPEC),
-                    _bests(book, **about, side="Torch-Pruning"),
-                    _bests(book, **about, side="onnxsim"),
-                )
-                yield f"| {name} | {share} % | {text} | " + " | ".join(map(_cell, sides)) + " |"
+                least = 1 if stage == "tuned" else len(VARIANTS)
+                ours = _bests(book, **about, side="engine", variant=SPEC)
+                theirs = _bests(book, least, **about, side="Torch-Pruning")
+                others = _bests(book, **about, side="onnxsim")
+                cells = [
+                    _cell({seed: side[seed] for seed in side if seed in ours and seed in theirs})
+                    for side in (ours, theirs, others)
+                ]
+                yield f"| {name} | {share} % | {text} | " + " | ".join(cells) + " |"
 
 
 def specs(book: Book) -> Iterator[str]:
@@ -224,18 +227,19 @@ def specs(book: Book) -> Iterator[str]:
                 yield f"| {name} | {share} % | {STAGES[stage]} | " + " | ".join(map(_cell, found)) + " |"
 
 
-def _bests(book: Book, **about: Any) -> list[float]:
-    """The best variant's accuracy for each seed."""
-    rows = book.find(**about)
-    seeds = sorted({row["seed"] for row in rows})
-    return [max(row["accuracy"] for row in rows if row["seed"] == seed) for seed in seeds]
+def _bests(book: Book, least: int = 1, **about: Any) -> dict[int, float]:
+    """The best variant's accuracy for each seed of which so many are measured."""
+    by_seed: dict[int, list[float]] = {}
+    for row in book.find(**about):
+        by_seed.setdefault(row["seed"], []).append(row["accuracy"])
+    return {seed: max(found) for seed, found in sorted(by_seed.items()) if len(found) >= least}
 
 
-def _cell(found: list[float]) -> str:
-    if not found:
+def _cell(by_seed: dict[int, float]) -> str:
+    if not by_seed:
         return "–"
-    each = ", ".join(f"{100 * value:.1f}" for value in found)
-    return f"{100 * statistics.median(found):.1f} ({each})" if len(found) > 1 else each
+    each = ", ".join(f"{100 * value:.1f}" for value in by_seed.values())
+    return f"{100 * statistics.median(by_seed.values()):.1f} ({each})" if len(by_seed) > 1 else each
 
 
 def main() -> None:
