@@ -100,4 +100,4 @@ def test_killed_worker_is_replaced_on_postgres_too(cabled):
     job = service.ended(job_id, 60)
     assert (job["status"], job["attempt"]) == ("succeeded", 2)
     assert time.monotonic() - began < 15
-    assert service.scratch() == []
+    wait_for(lambda: service.scratch() == [])

@@ -63,7 +63,7 @@ class TestParts:
         assert service.ended(job_id)["status"] == "succeeded"
         outcomes = rows(service, "SELECT outcome FROM attempts ORDER BY attempt")
         assert outcomes == [("handed_back",), ("succeeded",)]
-        assert service.scratch() == []
+        wait_for(lambda: service.scratch() == [])
 
     def test_worker_command_runs_both_queues_and_stops_both(self, parts):
         service, start = parts

@@ -61,7 +61,7 @@ class TestServe:
             "handed_back",
             "succeeded",
         ]
-        assert service.scratch() == []
+        wait_for(lambda: service.scratch() == [])
 
     def test_killed_serve_takes_everything_along_and_its_job_goes_on(self, make_service):
         service = make_service()
@@ -75,7 +75,7 @@ class TestServe:
         service.start()
         job = service.ended(job_id, 20)
         assert (job["status"], job["attempt"]) == ("succeeded", 2)
-        assert service.scratch() == []
+        wait_for(lambda: service.scratch() == [])
 
     def test_second_serve_on_the_same_folder_is_refused(self, make_service):
         service = make_service()
