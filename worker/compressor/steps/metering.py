@@ -16,10 +16,10 @@ from app.spec.schema import Prune
 from worker.compressor.evaluation.exam import Exam, Figures
 from worker.compressor.graph.channels.grouping import Group
 from worker.compressor.graph.network import Network
-from worker.compressor.job import Job, answers_file, identity, taken_back
+from worker.compressor.job import Job, answers_file, identity
 from worker.compressor.outcome import write_whole
-from worker.compressor.pruning.reconstruction.lockstep import reconstruct
 from worker.compressor.pruning.sensitivity import RATIOS, Meter
+from worker.compressor.steps.recovery import repaired
 from worker.compressor.steps.samples import SENSITIVITY, affordable_rows
 
 #: Rows that the readers of a group are refitted on. A quarter of what a recovery takes drew the same curves.
@@ -57,20 +57,8 @@ def meter_for(job: Job, num_rows: int, *, refit: bool = True, told: Callable[[fl
         return exam(job.runner(made))
 
     def mend(made: Network, readers: frozenset[str]) -> Network:
-        before, after = job.view(job.original), job.view(made)
-        if not refit or before is None or after is None:
-            return made
-        fitted, _ = reconstruct(
-            before,
-            after,
-            feeds,
-            refit=True,
-            batchnorm=True,
-            masked=frozenset(job.proven.masked),
-            untouched=job.untouched,
-            only=readers,
-        )
-        return taken_back(made, fitted)
+        found = repaired(job, made, feeds, only=readers) if refit else None
+        return made if found is None else found[0]
 
     options = [num_rows, refit, job.context.spec.seed, str(job.context.device)]
     kept = KeptPoints(answers_file(job.context).with_suffix(".sensitivity.json"), [identity(job.context), *options])

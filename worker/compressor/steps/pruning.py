@@ -31,7 +31,6 @@ def prune(job: Job, step: int, options: Prune) -> None:
         TargetUnreachable, NothingRemoved, DataNeeded: see `Narrowing.choose`.
         GraphError: where the cut network does not compute what the masked one does.
     """
-
     with job.context.stage("prune") as stage:
 
         def look(groups: Sequence[Group]) -> Evidence:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from app.spec.schema import Prune
-from worker.compressor.job import Job, taken_back
-from worker.compressor.pruning.reconstruction.lockstep import reconstruct
+from worker.compressor.graph.network import Network
+from worker.compressor.job import Feeds, Job, taken_back
+from worker.compressor.pruning.reconstruction.lockstep import Repair, reconstruct
 from worker.compressor.steps.samples import RECOVERY, affordable_rows
 
 
@@ -14,27 +17,19 @@ def recover(job: Job, step: int, options: Prune) -> None:
     with context.stage("recover") as stage:
         recovery = options.recovery
         assert recovery != "none"
-        original, network = job.view(job.original), job.view(job.network)
         if not job.has_data and not job.is_synthetic:
             context.warn("there is no data set, so the cut network was not repaired: recovery needs samples")
             return
-        if original is None or network is None:
+        feeds = job.feeds(job.data.train, affordable_rows(job, recovery.samples, 2), RECOVERY + step)
+        found = repaired(
+            job, job.network, feeds, refit=recovery.refit, batchnorm=recovery.batchnorm, progress=context.progress
+        )
+        if found is None:
             context.warn(
                 "the file fixes the number of samples and cannot be freed from it, so the cut network was not repaired"
             )
             return
-        feeds = job.feeds(job.data.train, affordable_rows(job, recovery.samples, 2), RECOVERY + step)
-        fitted, repair = reconstruct(
-            original,
-            network,
-            feeds,
-            refit=recovery.refit,
-            batchnorm=recovery.batchnorm,
-            masked=frozenset(job.proven.masked),
-            untouched=job.untouched,
-            progress=context.progress,
-        )
-        mended, judge = taken_back(job.network, fitted), job.judge()
+        (mended, repair), judge = found, job.judge()
         before, after = judge(job.runner(job.network)), judge(job.runner(mended))
         stage.metrics |= {"samples": len(next(iter(feeds.values())))}
         stage.metrics |= {"refitted": len(repair.refitted), "measured": len(repair.measured)}
@@ -45,3 +40,33 @@ def recover(job: Job, step: int, options: Prune) -> None:
             job.network = mended
         else:
             context.warn("recovery did not make the cut network better on the validation rows, so it stayed as cut")
+
+
+def repaired(
+    job: Job,
+    cut: Network,
+    feeds: Feeds,
+    *,
+    refit: bool = True,
+    batchnorm: bool = True,
+    only: frozenset[str] | None = None,
+    progress: Callable[[float], None] = lambda share: None,
+) -> tuple[Network, Repair] | None:
+    """`reconstruct` beside the job's original; zeros and excluded layers of the job stay as they are. None where the batch
+    of a file is fixed for good.
+    """
+    original, view = job.view(job.original), job.view(cut)
+    if original is None or view is None:
+        return None
+    fitted, repair = reconstruct(
+        original,
+        view,
+        feeds,
+        refit=refit,
+        batchnorm=batchnorm,
+        masked=frozenset(job.proven.masked),
+        untouched=job.untouched,
+        only=only,
+        progress=progress,
+    )
+    return taken_back(cut, fitted), repair

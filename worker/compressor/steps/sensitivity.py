@@ -17,14 +17,14 @@ from worker.compressor.graph.channels.grouping import Group
 from worker.compressor.graph.cost import CostModel
 from worker.compressor.graph.counts import count
 from worker.compressor.graph.network import Network
-from worker.compressor.job import Job, taken_back
+from worker.compressor.job import Job
 from worker.compressor.pruning.choices import Choice
 from worker.compressor.pruning.evidence import Evidence
-from worker.compressor.pruning.reconstruction.lockstep import reconstruct
 from worker.compressor.pruning.sensitivity import Meter
 from worker.compressor.pruning.structures.channels import Channels
 from worker.compressor.steps.cutting import proven_cut
 from worker.compressor.steps.metering import exam_of, is_measured, meter_for
+from worker.compressor.steps.recovery import repaired
 from worker.compressor.steps.samples import RECOVERY, affordable_rows, evidence_for
 
 #: Rows that the points of a trade-off are measured on: they are few, and compared with targets.
@@ -125,18 +125,6 @@ def _counted(job: Job, network: Network) -> dict[str, Any]:
 
 def _refitted(job: Job, step: int, made: Network) -> Network:
     """The cut network as a recovery leaves it."""
-    original, network = job.view(job.original), job.view(made)
-    if original is None or network is None:
-        return made
     feeds = job.feeds(job.data.train, affordable_rows(job, Recovery().samples, 2), RECOVERY + step)
-    fitted, _ = reconstruct(
-        original,
-        network,
-        feeds,
-        refit=True,
-        batchnorm=True,
-        masked=frozenset(job.proven.masked),
-        untouched=job.untouched,
-        progress=lambda share: job.context.check(),
-    )
-    return taken_back(made, fitted)
+    found = repaired(job, made, feeds, progress=lambda share: job.context.check())
+    return made if found is None else found[0]

@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 import pytest
 
 from tests.worker.compressor.networks import PREPROCESS, PRUNE, SPEC, artifact, compressed
-from worker.compressor.steps import metering
+from worker.compressor.steps import metering, recovery
 
 STUDY = {"sensitivity": {"ratios": [0.25, 0.5, 0.75], "samples": 40, "tradeoff": ["70%", "40%"]}}
 ONLY = SPEC | {"steps": [STUDY]}
@@ -154,13 +154,13 @@ class TestCost:
     def test_a_point_takes_three_passes_at_most(self, files, tmp_path, monkeypatch):
         """One through the cut network; and with a refit one through each of both, over fewer rows."""
         walks = []
-        reconstruct = metering.reconstruct
+        reconstruct = recovery.reconstruct
 
         def count(original, made, feeds, **options):
             walks.append(len(next(iter(feeds.values()))))
             return reconstruct(original, made, feeds, **options)
 
-        monkeypatch.setattr(metering, "reconstruct", count)
+        monkeypatch.setattr(recovery, "reconstruct", count)
         measured = counted(monkeypatch)
         spec = SPEC | {"steps": [{"sensitivity": {"tradeoff": []}}]}
         compressed(tmp_path, files / "net.onnx", files / "labelled.npz", spec)
