@@ -7,6 +7,8 @@ then refitted to z, in turn, while λ rises.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -14,10 +16,13 @@ PENALTIES = (0.1, 0.3, 1.0, 1.0)
 
 
 def auxiliary(wanted: Tensor, given: Tensor, penalty: float) -> Tensor:
-    """The z that minimises `(relu(wanted) - relu(z))² + penalty · (z - given)²`, number by number."""
+    """The z that minimises `(relu(wanted) - relu(z))² + penalty · (z - given)²`, number by number.
+
+    Above zero that is the mean of the goal and of what is given, at the cost of `penalty / (1 + penalty)` times the square
+    of their distance; below zero it is what is given, at the cost of the goal's square. The second is less where the goal
+    is at most `c / (1 - c)` times as far above zero as the given is below, `c² = penalty / (1 + penalty)`.
+    """
     goal = wanted.relu()
-    below = given.clamp_max(0.0)
-    above = ((penalty * given + goal) / (penalty + 1)).clamp_min(0.0)
-    cost_below = goal.square() + penalty * (below - given).square()
-    cost_above = (goal - above).square() + penalty * (above - given).square()
-    return torch.where(cost_below < cost_above, below, above)
+    root = math.sqrt(penalty / (1 + penalty))
+    mean = torch.add(goal, given, alpha=penalty).div_(1 + penalty)
+    return torch.where(goal.add_(given, alpha=root / (1 - root)) <= 0, given, mean)
