@@ -5,7 +5,7 @@ with 512 unlabelled rows, and after one epoch with labels (the same loop, optimi
 the peers' environment (`requirements-peers.txt`). Every figure is a line of FOLDER/rows.jsonl, kept as soon as it is there;
 what is there already is not measured again, so the script can be stopped and called again. `--table` prints what there is.
 
-- The engine gets the ONNX file with its BatchNorm and one spec for all cells (`SPEC`).
+- The engine gets the ONNX file with its BatchNorm and the default spec; as cut, without a repair, the better of two specs.
 - Torch-Pruning gets the live network; after the cut its BatchNorm is estimated again on the same rows. Its pruning ratio is
   bisected until the MACs are met, and each of its cells is the best of its variants by the accuracy on the test rows.
 - onnxsim gets the ONNX file with BatchNorm folded, for it cuts no other; BatchNorm that could be estimated again is gone then.
@@ -44,13 +44,12 @@ SAMPLES = 512
 FIRST = Training(epochs=4, peak=0.1)
 AGAIN = Training(epochs=1, peak=0.05)
 SPECS: dict[str, dict[str, Any]] = {
-    "l1, score": {"allocation": "score"},
-    "fisher, score": {"criterion": "fisher", "allocation": "score"},
-    "l1, sensitivity": {"allocation": "sensitivity"},
+    "default": {},
     "bn_scale, sensitivity": {"criterion": "bn_scale", "allocation": "sensitivity"},
-    "fisher, sensitivity": {"criterion": "fisher", "allocation": "sensitivity"},
+    "bn_scale, score, any width": {"criterion": "bn_scale", "allocation": "score", "round_to": 1},
 }
-SPEC = "bn_scale, sensitivity"
+#: Where a repair follows the default is asked for; as cut the better of two, as Torch-Pruning's is the best of eight.
+REPAIRED, AS_CUT = "default", ("bn_scale, sensitivity", "bn_scale, score, any width")
 #: How many of Torch-Pruning's variants are trained on, the best after recovery first.
 TUNED = 1
 
@@ -96,12 +95,12 @@ class Subject:
         return path
 
 
-def engine(book: Book, subject: Subject, share: int, spec: str, *, tune: bool) -> None:
-    """The rows of one spec."""
-    about = {**subject.about, "side": "engine", "variant": spec, "share": share}
-    kept = subject.path(f"-{share}-{spec.replace(', ', '-')}.onnx")
+def engine(book: Book, subject: Subject, share: int, *, tune: bool) -> None:
+    """The rows of the engine."""
+    about = {**subject.about, "side": "engine", "share": share}
+    kept = subject.path(f"-{share}.onnx")
 
-    def job(recovery: Row) -> Row:
+    def job(spec: str, recovery: Row) -> Row:
         prune = {**SPECS[spec], "target": {"macs": f"{share}%"}, **recovery}
         asked: Row = {"version": 1, "seed": subject.seed, "preprocess": PREPROCESS, "steps": [{"prune": prune}]}
         # The job's own figures are of few rows: all sides are measured alike, on all of them.
@@ -115,8 +114,10 @@ def engine(book: Book, subject: Subject, share: int, spec: str, *, tune: bool) -
         shutil.rmtree(folder)
         return {"macs": macs, "accuracy": accuracy(module_of(kept), subject.test)}
 
-    book.keep({**about, "stage": "cut"}, lambda: job({"recovery": "none"}))
-    recovered = book.keep({**about, "stage": "recovered"}, lambda: job({}))
+    for spec in AS_CUT:
+        book.keep({**about, "variant": spec, "stage": "cut"}, lambda s=spec: job(s, {"recovery": "none"}))
+    about |= {"variant": REPAIRED}
+    recovered = book.keep({**about, "stage": "recovered"}, lambda: job(REPAIRED, {}))
     if tune:
         macs = recovered["macs"]  # of the file that the recovery left
         book.keep({**about, "stage": "tuned"}, lambda: {"macs": macs, "accuracy": tuned(subject, module_of(kept))})
@@ -186,9 +187,7 @@ def measure(book: Book, subject: Subject, told: argparse.Namespace) -> None:
     book.keep({**subject.about, "side": "original"}, lambda: {"accuracy": accuracy(subject.net, subject.test)})
     for share in told.macs:
         if "engine" in told.sides:
-            engine(book, subject, share, SPEC, tune=not told.quick)
-            for spec in told.specs:
-                engine(book, subject, share, spec, tune=False)
+            engine(book, subject, share, tune=not told.quick)
         if "Torch-Pruning" in told.sides:
             torch_pruning(book, subject, share, VARIANTS, tune=not told.quick)
         if "onnxsim" in told.sides:
@@ -205,7 +204,7 @@ def lines(book: Book) -> Iterator[str]:
             for stage, text in STAGES.items():
                 about = {"network": name, "share": share, "stage": stage}
                 least = 1 if stage == "tuned" else len(VARIANTS)
-                ours = _bests(book, **about, side="engine", variant=SPEC)
+                ours = _bests(book, len(AS_CUT) if stage == "cut" else 1, **about, side="engine")
                 theirs = _bests(book, least, **about, side="Torch-Pruning")
                 others = _bests(book, **about, side="onnxsim")
                 cells = [
@@ -213,18 +212,6 @@ def lines(book: Book) -> Iterator[str]:
                     for side in (ours, theirs, others)
                 ]
                 yield f"| {name} | {share} % | {text} | " + " | ".join(cells) + " |"
-
-
-def specs(book: Book) -> Iterator[str]:
-    """The engine's specs beside each other, medians."""
-    names = list(SPECS)
-    yield "| network | MACs | | " + " | ".join(names) + " |"
-    yield "|---" * (len(names) + 3) + "|"
-    for name in NETWORKS:
-        for share in SHARES:
-            for stage in ("cut", "recovered"):
-                found = [_bests(book, network=name, share=share, stage=stage, side="engine", variant=v) for v in names]
-                yield f"| {name} | {share} % | {STAGES[stage]} | " + " | ".join(map(_cell, found)) + " |"
 
 
 def _bests(book: Book, least: int = 1, **about: Any) -> dict[int, float]:
@@ -250,7 +237,6 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--macs", type=int, nargs="+", default=SHARES, choices=SHARES)
     parser.add_argument("--sides", nargs="+", default=SIDES, choices=SIDES)
-    parser.add_argument("--specs", nargs="*", default=[], choices=SPECS, help="further specs of the engine")
     parser.add_argument("--quick", action="store_true", help="no training after the cut")
     parser.add_argument("--table", action="store_true")
     told = parser.parse_args()
@@ -264,7 +250,7 @@ def main() -> None:
             for name in told.networks:
                 net = trained(name, seed, learnt, FIRST, told.folder)
                 measure(book, Subject(name, seed, net, told.folder, learnt, held_out), told)
-    print("\n".join([*lines(book), "", *specs(book)]))
+    print("\n".join(lines(book)))
 
 
 if __name__ == "__main__":

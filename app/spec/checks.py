@@ -15,6 +15,7 @@ from app.spec.catalog import needs_of
 from app.spec.fields import FieldsMismatch, Roles, assign_roles, base_names, split_name
 from app.spec.reading import field_errors
 from app.spec.schema import Spec
+from app.spec.sensitivity import Sensitivity
 
 #: The task whose labels a metric is about.
 _TASKS = {"accuracy": "classification", "rmse": "regression"}
@@ -36,7 +37,7 @@ class DatasetFacts:
 
 
 def complete_spec(spec: Spec, model: ModelFacts, dataset: DatasetFacts | None) -> Spec:
-    """The spec with its data-dependent defaults filled in: task, inputs, outputs, and no hard loss without labels.
+    """The spec with its data-dependent defaults filled in: task, inputs, outputs, criteria, and no hard loss without labels.
 
     Raises `Unprocessable` (`data_needed`, `labels_needed`, `signature_needed`, `data_mismatch`), pointing at the field.
     """
@@ -55,6 +56,8 @@ def complete_spec(spec: Spec, model: ModelFacts, dataset: DatasetFacts | None) -
             if "distill" in step:
                 step["distill"]["loss"] |= {"hard": 0.0}
                 step["distill"]["loss"]["soft"] = step["distill"]["loss"]["soft"] or 1.0
+    if dataset is not None:
+        _choose_criteria(spec, plain)
     plain["inputs"] = signature
     plain["task"] = spec.task or _task_of(labels)
     _check_metrics(spec, plain["task"])
@@ -63,6 +66,21 @@ def complete_spec(spec: Spec, model: ModelFacts, dataset: DatasetFacts | None) -
         return Spec.model_validate(plain)
     except ValidationError as error:  # what a file says of its inputs can be stranger than a spec may be
         raise Unprocessable.of(field_errors(error, plain, Spec, "/spec")) from None
+
+
+def _choose_criteria(spec: Spec, plain: dict[str, Any]) -> None:
+    """Where a refit follows and the spec names no criterion, units go by what the refit cannot bring back."""
+    for step, written in zip(spec.steps, plain["steps"], strict=True):
+        options = step.prune or step.sensitivity
+        if options is None or "criterion" in options.model_fields_set:
+            continue
+        if isinstance(options, Sensitivity):
+            is_refitted = options.refit
+        else:
+            recovery = options.recovery
+            is_refitted = options.structure == "channels" and recovery != "none" and recovery.refit
+        if is_refitted:
+            written[step.kind]["criterion"] = "reconstruction"
 
 
 def _asks_for_data(spec: Spec) -> list[FieldError]:

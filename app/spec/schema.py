@@ -23,7 +23,7 @@ from pydantic_core import PydanticCustomError
 
 from app.spec.catalog import known_names
 from app.spec.sensitivity import Sensitivity
-from app.spec.strict import Glob, SpecModel, one_of, scoring
+from app.spec.strict import CRITERION, Glob, SpecModel, one_of, scoring
 from app.spec.targets import PruneLatency, PruneTarget, SparsityTarget
 
 MAX_STEPS = 16
@@ -156,7 +156,7 @@ class Prune(SpecModel):
         validate_default=True,
         description="Of `blocks`: how many outputs and inputs of a layer a tile spans; [4, 4] where nothing is said.",
     )
-    criterion: Annotated[str, one_of("criteria")] = "l1"
+    criterion: Annotated[str, one_of("criteria")] = Field(default="l1", description=CRITERION)
     combine: Literal["readers", "makers", "all"] = Field(
         default="readers",
         description="Which weights score a channel: of the layers that read it, of those that make it, or of both.",

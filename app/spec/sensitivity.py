@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 from pydantic_core import PydanticCustomError
 
-from app.spec.strict import Glob, SpecModel, one_of, scoring
+from app.spec.strict import CRITERION, Glob, SpecModel, one_of, scoring
 from app.spec.targets import PruneTarget, Target
 
 #: Kept MACs at which the whole network is cut and refitted, where the spec does not say.
@@ -24,7 +24,7 @@ class Sensitivity(SpecModel):
     metric: Annotated[str, one_of("metrics")] | None = Field(
         default=None, description="What the plots show; by default the task's metric with labels, else the agreement."
     )
-    criterion: Annotated[str, one_of("criteria")] = "l1"
+    criterion: Annotated[str, one_of("criteria")] = Field(default="l1", description=CRITERION)
     combine: Literal["readers", "makers", "all"] = "readers"
     samples: int = Field(default=512, ge=1, le=100_000, description="Validation rows that a group is measured on.")
     refit: bool = Field(default=True, description="Refit the layers that read a group before it is measured.")

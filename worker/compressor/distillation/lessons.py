@@ -14,11 +14,9 @@ import torch
 from torch import Tensor
 
 from worker.compressor.data.dataset import Rows
+from worker.compressor.data.mixing import mixed, shares
 from worker.compressor.evaluation.original import Original
 from worker.compressor.graph.evaluation import shared_tensor
-
-#: The largest share of the second row of a mixed pair.
-MIXED = 0.5
 
 
 @dataclass(frozen=True)
@@ -65,9 +63,7 @@ class AnsweredRows(Lessons):
 class MixedRows(Lessons):
     """Rows without labels, each with a part of another of its batch, answered by `teacher` while training.
 
-    `(1 - a) x + a x'`, `a` uniform in [0, `MIXED`] (mixup: Zhang et al. 2017, arXiv 1710.09412; here the teacher says what
-    a mixture is). So few rows serve for long: a student of the same 512 rows learns them by heart. Inputs of whole numbers
-    (tokens) stay as they are.
+    So few rows serve for long: a student of the same 512 rows learns them by heart. See `mixing`.
     """
 
     def __init__(self, rows: Rows, device: torch.device, teacher: Callable[..., tuple[Tensor, ...]]) -> None:
@@ -76,8 +72,9 @@ class MixedRows(Lessons):
 
     def at(self, positions: np.ndarray, rng: np.random.Generator) -> Lesson:
         """See `Lessons.at`."""
-        order, shares = rng.permutation(len(positions)), rng.uniform(0, MIXED, len(positions)).astype(np.float32)
-        inputs = tuple(to_input(_mixed(feed, order, shares), self.device) for feed in self.rows.feeds(positions))
+        order, parts = rng.permutation(len(positions)), shares(len(positions), rng)
+        feeds = self.rows.feeds(positions)
+        inputs = tuple(to_input(mixed(feed, feed[order], parts), self.device) for feed in feeds)
         with torch.no_grad():
             return Lesson(inputs, None, self._teacher(*inputs))
 
@@ -86,14 +83,6 @@ def to_input(feed: np.ndarray, device: torch.device) -> Tensor:
     """The feed as a tensor, pictures channel by channel for every pixel, as networks in training have them."""
     tensor = shared_tensor(feed).to(device)
     return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
-
-
-def _mixed(feed: np.ndarray, order: np.ndarray, shares: np.ndarray) -> np.ndarray:
-    if feed.dtype.kind != "f":
-        return feed
-    share = shares.reshape(-1, *[1] * (feed.ndim - 1)).astype(feed.dtype)
-    mixed: np.ndarray = (1 - share) * feed + share * feed[order]
-    return mixed
 
 
 def _labels(labels: np.ndarray) -> Tensor:

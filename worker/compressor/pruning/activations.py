@@ -5,16 +5,21 @@ Shapes: G groups of a layer, R rows (samples times positions), D inputs of one o
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from worker.compressor.data.mixing import ENOUGH_ROWS, filled_up
 from worker.compressor.graph.channels.grouping import Group, Slice
 from worker.compressor.graph.evaluation import Stepper, shared_tensor
 from worker.compressor.graph.network import Network
+from worker.compressor.pruning.elimination import Reader, eliminated
 from worker.compressor.pruning.evidence import Samples
 from worker.compressor.pruning.reconstruction.layers import LinearLayer, linear_layer
 from worker.compressor.pruning.reconstruction.least_squares import RIDGE, Gram
@@ -28,12 +33,10 @@ MAX_ROWS = 20_000
 class Activations:
     """By group, `[U]` each; NaN for units that no such layer reads or makes.
 
-    Summed over the layers that read a unit: `costs`, what each loses without it, refitted, as a share of its output's
-    energy; `norms`, `Σ |w| · |x|₂ / √R` over its weights; `sizes`, `Σ |x|₂ / √R` over its inputs. `spreads`: the standard
-    deviations of what makes it, summed over the makers.
+    Summed over the layers that read a unit: `norms`, `Σ |w| · |x|₂ / √R` over its weights; `sizes`, `Σ |x|₂ / √R` over its
+    inputs. `spreads`: the standard deviations of what makes it, summed over the makers.
     """
 
-    costs: dict[int, np.ndarray]
     norms: dict[int, np.ndarray]
     sizes: dict[int, np.ndarray]
     spreads: dict[int, np.ndarray]
@@ -42,22 +45,19 @@ class Activations:
 def observe_layers(view: Network, groups: Sequence[Group], samples: Samples) -> Activations:
     """One forward pass over as many of the samples as have room."""
     wanted = _wanted(groups)
-    found = Activations(*({group.id: np.full(group.num_units, np.nan) for group in groups} for _ in range(4)))
+    found = Activations(*({group.id: np.full(group.num_units, np.nan) for group in groups} for _ in range(3)))
     for layer, x, output in _linear_layers(view, samples):
-        readers, makers = (
-            [(group, part) for group, part in wanted.get((layer.node.name, role), []) if part.tensor == layer.weight]
-            for role in ("consumes", "produces")
-        )
-        if readers:
+        if readers := _parts(wanted, layer, "consumes"):
             _note_readers(_Read(layer, x, view), readers, found)
-        for group, part in makers:
+        for group, part in _parts(wanted, layer, "produces"):
             _add(found.spreads[group.id], part.units, _spread(layer, output))
     return found
 
 
 def _linear_layers(view: Network, samples: Samples) -> Iterator[tuple[LinearLayer, Tensor, Tensor]]:
-    """Each linear layer with what it reads and makes, as the samples pass through."""
+    """Each linear layer with what it reads and makes, as the samples, and mixtures where they are few, pass through."""
     rows = {name: np.ascontiguousarray(feed[: samples.pass_rows]) for name, feed in samples.feeds.items()}
+    rows = filled_up(rows, min(samples.pass_rows, ENOUGH_ROWS), np.random.default_rng(samples.seed))
     stepper = Stepper(view, {name: shared_tensor(feed) for name, feed in rows.items()})
     with torch.inference_mode():
         while (node := stepper.peek()) is not None:
@@ -66,6 +66,34 @@ def _linear_layers(view: Network, samples: Samples) -> Iterator[tuple[LinearLaye
             output = stepper.step()[0]
             if layer is not None and isinstance(x, Tensor) and isinstance(output, Tensor):
                 yield layer, x, output
+
+
+def observe_costs(view: Network, groups: Sequence[Group], samples: Samples) -> dict[int, np.ndarray]:
+    """By group what each unit costs the layers that read it when its turn to go comes, `[U]`, as shares of the energy of their
+    outputs, summed; see `elimination`. NaN for units that no such layer reads. One forward pass.
+    """
+    wanted, found = _wanted(groups), dict[int, np.ndarray]()
+    layers = (layer for node in view.nodes if (layer := linear_layer(node, view)) is not None)
+    to_come = Counter(group.id for layer in layers for group, _ in _parts(wanted, layer, "consumes"))
+    readers: dict[int, list[Reader]] = {group.id: [] for group in groups}
+    others = {group.id: np.full(group.num_units, np.nan) for group in groups}
+    for layer, x, _ in _linear_layers(view, samples):
+        parts = _parts(wanted, layer, "consumes")
+        read = _Read(layer, x, view) if parts else None
+        for group, part in parts:
+            assert read is not None
+            for row, positions in enumerate(_positions(layer, part)):
+                own = torch.from_numpy(np.flatnonzero(positions >= 0))
+                weight, units = read.weight[row, own] / math.sqrt(read.energy), positions[positions >= 0]
+                if read.inverse is None:
+                    _add(others[group.id], units, (weight.square().sum(1) * read.diagonal[row, own]).numpy())
+                else:
+                    readers[group.id].append(Reader(read.inverse[row][own][:, own], weight, units))
+            to_come[group.id] -= 1
+            if not to_come[group.id]:
+                # What was kept of the layers is as large as their inputs squared: it goes as soon as it can.
+                found[group.id] = eliminated(readers.pop(group.id), others[group.id])
+    return {group.id: found.get(group.id, others[group.id]) for group in groups}
 
 
 @dataclass(frozen=True)
@@ -93,26 +121,28 @@ def observe_inputs(view: Network, samples: Samples) -> dict[str, Inputs]:
 
 
 class _Read:
-    """What a layer reads: `inverse` of the damped `H`, None where D is too wide; `weight` is `[G, D, O]`."""
+    """What a layer reads, summed up over the rows: `weight` is `[G, D, O]`, `sizes` `[G, D]`; `energy` is that of its outputs."""
 
     def __init__(self, layer: LinearLayer, x: Tensor, view: Network) -> None:
         self.layer = layer
         self.weight = layer.matrix(torch.from_numpy(np.ascontiguousarray(view.tensors[layer.weight]))).double()
-        inner = _inner(layer, x, centred=layer.bias is not None)
-        self.energy = float(((inner @ self.weight) * self.weight).sum().clamp_min(1e-30))
-        self.diagonal = inner.diagonal(dim1=1, dim2=2).clamp_min(0)
+        self._inner = _inner(layer, x, centred=layer.bias is not None)
+        self.energy = float(((self._inner @ self.weight) * self.weight).sum().clamp_min(1e-30))
+        self.diagonal = self._inner.diagonal(dim1=1, dim2=2).clamp_min(0)
         self.sizes = self.diagonal.sqrt()
-        damping = (RIDGE * self.diagonal.mean(1)).clamp_min(1e-30)
-        inner = inner + damping[:, None, None] * torch.eye(inner.shape[1], dtype=inner.dtype)
-        is_narrow = layer.num_inputs <= MAX_INPUTS
-        self.inverse = torch.cholesky_inverse(torch.linalg.cholesky(inner)) if is_narrow else None
 
-    def cost(self, row: int, where: Tensor) -> float:
-        """What the outputs of group `row` lose without the inputs `where`, refitted."""
-        w = self.weight[row, where]
-        if self.inverse is None:
-            return float((w.square().sum(1) * self.diagonal[row, where]).sum()) / self.energy
-        return float((w * torch.linalg.solve(self.inverse[row][where][:, where], w)).sum()) / self.energy
+    @cached_property
+    def inverse(self) -> Tensor | None:
+        """The inverse of the damped `H` `[G, D, D]`; None where D is too wide, or the inputs are not finite."""
+        if self.layer.num_inputs > MAX_INPUTS:
+            return None
+        mean, identity = self.diagonal.mean(1)[:, None, None], torch.eye(self._inner.shape[1], dtype=self._inner.dtype)
+        # Of few rows with large means what is left around these has negative directions by rounding.
+        for ridge in (RIDGE, 10 * RIDGE, 100 * RIDGE):
+            factor, failed = torch.linalg.cholesky_ex(self._inner + (ridge * mean).clamp_min(1e-30) * identity)
+            if not failed.any():
+                return torch.cholesky_inverse(factor)
+        return None
 
 
 def _wanted(groups: Sequence[Group]) -> dict[tuple[str, str], list[tuple[Group, Slice]]]:
@@ -121,6 +151,13 @@ def _wanted(groups: Sequence[Group]) -> dict[tuple[str, str], list[tuple[Group, 
         for part in group.slices:
             wanted.setdefault((part.node, part.role), []).append((group, part))
     return wanted
+
+
+def _parts(
+    wanted: dict[tuple[str, str], list[tuple[Group, Slice]]], layer: LinearLayer, role: str
+) -> list[tuple[Group, Slice]]:
+    """The groups that are cut on that side of the layer's weight."""
+    return [(group, part) for group, part in wanted.get((layer.node.name, role), []) if part.tensor == layer.weight]
 
 
 def _spread(layer: LinearLayer, output: Tensor) -> np.ndarray:
@@ -134,11 +171,8 @@ def _note_readers(read: _Read, readers: list[tuple[Group, Slice]], found: Activa
     by_input = (read.weight.abs() * read.sizes.unsqueeze(2)).sum(2)
     for group, part in readers:
         for row, positions in enumerate(_positions(read.layer, part)):
-            for unit in np.unique(positions[positions >= 0]).tolist():
-                where = torch.from_numpy(np.flatnonzero(positions == unit))
-                _add_one(found.costs[group.id], unit, read.cost(row, where))
-                _add_one(found.norms[group.id], unit, float(by_input[row, where].sum()))
-                _add_one(found.sizes[group.id], unit, float(read.sizes[row, where].sum()))
+            _add(found.norms[group.id], positions, by_input[row].numpy())
+            _add(found.sizes[group.id], positions, read.sizes[row].numpy())
 
 
 def _positions(layer: LinearLayer, part: Slice) -> Iterator[np.ndarray]:

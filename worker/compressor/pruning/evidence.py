@@ -82,6 +82,18 @@ class Evidence:
         return observe_layers(view, self.groups, samples)
 
     @cached_property
+    def costs(self) -> dict[int, np.ndarray]:
+        """What each unit costs the layers that read it when its turn to go comes, by group.
+
+        Raises:
+            DataNeeded: where the job has no data.
+        """
+        from worker.compressor.pruning.activations import observe_costs
+
+        view, samples = self._seen()
+        return observe_costs(view, self.groups, samples)
+
+    @cached_property
     def moments(self) -> Mapping[str, Moments]:
         """What a loss says of each weight, by tensor; a tensor that no gradient reaches has zeros.
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from app.spec.schema import Prune
+from worker.compressor.data.dataset import Rows
 from worker.compressor.evaluation.exam import Exam, Figures
 from worker.compressor.graph.channels.grouping import Group
 from worker.compressor.graph.network import Network
@@ -20,10 +21,12 @@ from worker.compressor.job import Job, answers_file, identity
 from worker.compressor.outcome import write_whole
 from worker.compressor.pruning.sensitivity import RATIOS, Meter
 from worker.compressor.steps.recovery import repaired
-from worker.compressor.steps.samples import SENSITIVITY, affordable_rows
+from worker.compressor.steps.samples import SENSITIVITY, refit_feeds
 
 #: Rows that the readers of a group are refitted on. A quarter of what a recovery takes drew the same curves.
 REFIT_ROWS = 128
+#: On fewer validation rows networks are not compared.
+FEWEST_EXAMINED = 32
 #: About ten seconds on two cores.
 AFFORDABLE_MACS = 1e12
 
@@ -38,26 +41,33 @@ def is_measured(job: Job, options: Prune, num_groups: int, num_rows: int) -> boo
         return True
     is_global = options.structure == "channels" and options.scope == "global"
     is_refitted = options.recovery != "none" and options.recovery.refit and job.view(job.network) is not None
-    rows = min(num_rows, len(job.data.val)) + 2 * min(REFIT_ROWS, len(job.data.train))
+    rows = min(num_rows, len(examined(job))) + 2 * min(REFIT_ROWS, len(job.data.train))
     return is_global and is_refitted and num_groups * len(RATIOS) * rows * job.counts.macs <= AFFORDABLE_MACS
 
 
 def exam_of(job: Job, num_rows: int) -> Exam:
-    """The same seeded validation rows, for every network that is to be compared."""
-    return Exam(job.data.val.sample(num_rows, job.context.rng(SENSITIVITY)), job.answers, job.task)
+    """The same seeded rows for every network that is to be compared: those of the validation split, or where these are too
+    few to tell networks apart those that layers are refitted on.
+    """
+    return Exam(examined(job).sample(num_rows, job.context.rng(SENSITIVITY)), job.answers, job.task)
+
+
+def examined(job: Job) -> Rows:
+    """The split that `exam_of` takes its rows from."""
+    return job.data.val if len(job.data.val) >= FEWEST_EXAMINED else job.data.train
 
 
 def meter_for(job: Job, num_rows: int, *, refit: bool = True, told: Callable[[float], None]) -> Meter:
     """Measures what the job's network loses, on so many validation rows."""
     exam, network = exam_of(job, num_rows), job.network
-    feeds = job.feeds(job.data.train, affordable_rows(job, REFIT_ROWS, 2), SENSITIVITY)
+    feeds, num_plain = refit_feeds(job, REFIT_ROWS, SENSITIVITY, REFIT_ROWS)
 
     def examine(made: Network) -> Figures:
         job.context.check()
         return exam(job.runner(made))
 
     def mend(made: Network, readers: frozenset[str]) -> Network:
-        found = repaired(job, made, feeds, only=readers) if refit else None
+        found = repaired(job, made, feeds, num_plain, only=readers) if refit else None
         return made if found is None else found[0]
 
     options = [num_rows, refit, job.context.spec.seed, str(job.context.device)]

@@ -8,7 +8,7 @@ from app.spec.schema import Prune
 from worker.compressor.graph.network import Network
 from worker.compressor.job import Feeds, Job, taken_back
 from worker.compressor.pruning.reconstruction.lockstep import Repair, reconstruct
-from worker.compressor.steps.samples import RECOVERY, affordable_rows
+from worker.compressor.steps.samples import RECOVERY, refit_feeds
 
 
 def recover(job: Job, step: int, options: Prune) -> None:
@@ -20,9 +20,15 @@ def recover(job: Job, step: int, options: Prune) -> None:
         if not job.has_data and not job.is_synthetic:
             context.warn("there is no data set, so the cut network was not repaired: recovery needs samples")
             return
-        feeds = job.feeds(job.data.train, affordable_rows(job, recovery.samples, 2), RECOVERY + step)
+        feeds, num_plain = refit_feeds(job, recovery.samples, RECOVERY + step)
         found = repaired(
-            job, job.network, feeds, refit=recovery.refit, batchnorm=recovery.batchnorm, progress=context.progress
+            job,
+            job.network,
+            feeds,
+            num_plain,
+            refit=recovery.refit,
+            batchnorm=recovery.batchnorm,
+            progress=context.progress,
         )
         if found is None:
             context.warn(
@@ -31,7 +37,7 @@ def recover(job: Job, step: int, options: Prune) -> None:
             return
         (mended, repair), judge = found, job.judge()
         before, after = judge(job.runner(job.network)), judge(job.runner(mended))
-        stage.metrics |= {"samples": len(next(iter(feeds.values())))}
+        stage.metrics |= {"samples": num_plain, "mixtures": len(next(iter(feeds.values()))) - num_plain}
         stage.metrics |= {"refitted": len(repair.refitted), "measured": len(repair.measured)}
         stage.metrics |= {"corrected": len(repair.corrected)}
         stage.metrics |= {"before": before.as_dict(), "after": after.as_dict()}
@@ -46,6 +52,7 @@ def repaired(
     job: Job,
     cut: Network,
     feeds: Feeds,
+    num_plain: int,
     *,
     refit: bool = True,
     batchnorm: bool = True,
@@ -67,6 +74,7 @@ def repaired(
         masked=frozenset(job.proven.masked),
         untouched=job.untouched,
         only=only,
+        num_plain=num_plain,
         progress=progress,
     )
     return taken_back(cut, fitted), repair

@@ -8,6 +8,7 @@ import numpy as np
 
 from app.spec.schema import Prune, Recovery
 from worker.compressor.context import Stage
+from worker.compressor.data.mixing import ENOUGH_ROWS, filled_up
 from worker.compressor.distillation.objective import OutputKind, output_kind
 from worker.compressor.evaluation.footprint import affordable
 from worker.compressor.graph.channels.grouping import Group
@@ -21,7 +22,7 @@ from worker.compressor.pruning.evidence import Evidence, Samples
 KIND_SAMPLES, PROOF_SAMPLES = 256, 16
 FEWEST = 4
 # Streams of the job's randomness beside those of the units of work, which are numbered from 0.
-PROOF, RECOVERY, EVIDENCE, STATISTICS, SENSITIVITY = 10_000, 20_000, 30_000, 40_000, 50_000
+PROOF, RECOVERY, EVIDENCE, STATISTICS, SENSITIVITY, MIXTURES = 10_000, 20_000, 30_000, 40_000, 50_000, 100_000
 
 
 def evidence_for(job: Job, step: int, options: Prune, groups: Sequence[Group]) -> Evidence:
@@ -36,7 +37,7 @@ def evidence_for(job: Job, step: int, options: Prune, groups: Sequence[Group]) -
         rows.targets(),
         job.task,
         output_kinds(job),
-        affordable_rows(job, wanted, 1) if view is not None or fixed is None else fixed,
+        affordable_rows(job, max(wanted, ENOUGH_ROWS), 1) if view is not None or fixed is None else fixed,
         job.context.spec.seed,
     )
     return Evidence(job.network, groups, options.combine, view or in_float32(job.network), samples)
@@ -47,6 +48,15 @@ def proof_feeds(job: Job) -> Feeds:
     is_free = has_free_batch(job.network)
     rows = affordable_rows(job, PROOF_SAMPLES, 3) if is_free else fixed_batch(job.network) or 1
     return job.feeds(job.data.val, rows, PROOF)
+
+
+def refit_feeds(job: Job, rows: int, stream: int, enough: int = ENOUGH_ROWS) -> tuple[Feeds, int]:
+    """Inputs that layers are refitted on, and how many of them are rows of the data: up to `rows` of these, and mixtures of
+    them behind them where they are not `enough`.
+    """
+    feeds = job.feeds(job.data.train, affordable_rows(job, rows, 2), stream)
+    count = affordable_rows(job, enough, 2)
+    return filled_up(feeds, count, job.context.rng(MIXTURES + stream)), len(next(iter(feeds.values())))
 
 
 def note_proof(job: Job, step: int, stage: Stage, proof: Proof) -> None:

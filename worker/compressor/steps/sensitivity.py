@@ -23,9 +23,9 @@ from worker.compressor.pruning.evidence import Evidence
 from worker.compressor.pruning.sensitivity import Meter
 from worker.compressor.pruning.structures.channels import Channels
 from worker.compressor.steps.cutting import proven_cut
-from worker.compressor.steps.metering import exam_of, is_measured, meter_for
+from worker.compressor.steps.metering import exam_of, examined, is_measured, meter_for
 from worker.compressor.steps.recovery import repaired
-from worker.compressor.steps.samples import RECOVERY, affordable_rows, evidence_for
+from worker.compressor.steps.samples import RECOVERY, evidence_for, refit_feeds
 
 #: Rows that the points of a trade-off are measured on: they are few, and compared with targets.
 TRADEOFF_ROWS = 2048
@@ -37,6 +37,11 @@ def study(job: Job, step: int, options: Sensitivity) -> None:
     """Measure the groups and the trade-off; the findings are in `job.studies`."""
     context, prune = job.context, _as_prune(options)
     with context.stage("sensitivity") as stage:
+        if examined(job) is not job.data.val:
+            context.warn(
+                f"{len(job.data.val)} validation rows are too few to compare networks on, so the figures of the "
+                "sensitivity are of rows that layers were refitted on"
+            )
         meter = meter_for(job, options.samples, refit=options.refit, told=context.progress)
 
         def look(groups: Sequence[Group]) -> Evidence:
@@ -52,7 +57,7 @@ def study(job: Job, step: int, options: Sensitivity) -> None:
         job.studies.append({
             "metric": shown,
             "options": options.model_dump(mode="json"),
-            "num_samples": min(options.samples, len(job.data.val)),
+            "num_samples": min(options.samples, len(examined(job))),
             "whole": {**_counted(job, job.network), **meter.whole},
             "groups": groups,
             "kept_because": structure.kept_because({}),
@@ -125,6 +130,6 @@ def _counted(job: Job, network: Network) -> dict[str, Any]:
 
 def _refitted(job: Job, step: int, made: Network) -> Network:
     """The cut network as a recovery leaves it."""
-    feeds = job.feeds(job.data.train, affordable_rows(job, Recovery().samples, 2), RECOVERY + step)
-    found = repaired(job, made, feeds, progress=lambda share: job.context.check())
+    feeds, num_plain = refit_feeds(job, Recovery().samples, RECOVERY + step)
+    found = repaired(job, made, feeds, num_plain, progress=lambda share: job.context.check())
     return made if found is None else found[0]

@@ -6,8 +6,9 @@ import torch
 
 from tests.worker.compressor.networks import pictures
 from worker.compressor.data.dataset import Rows
+from worker.compressor.data.mixing import MIXED
 from worker.compressor.data.preprocess import Preparation
-from worker.compressor.distillation.lessons import MIXED, MixedRows
+from worker.compressor.distillation.lessons import MixedRows
 
 X, Y = pictures(40)
 CPU = torch.device("cpu")

@@ -9,11 +9,13 @@ import torch.nn.functional as F
 
 from app.spec.schema import Prune
 from tests.worker.compressor.graph import nets
+from worker.compressor.data.mixing import filled_up
 from worker.compressor.distillation.objective import OutputKind, Scores
 from worker.compressor.graph.channels.analysis import analyse
 from worker.compressor.graph.evaluation import run
-from worker.compressor.pruning.activations import observe_layers
+from worker.compressor.pruning.activations import observe_costs
 from worker.compressor.pruning.criteria import CRITERIA
+from worker.compressor.pruning.elimination import Reader, eliminated
 from worker.compressor.pruning.evidence import Evidence, Samples
 from worker.compressor.pruning.gradients import BATCH_ROWS, unit_gradients
 from worker.compressor.pruning.matrices import matrices_of
@@ -71,15 +73,14 @@ def test_drawn_labels_follow_the_seed(tmp_path):
 
 
 @pytest.mark.parametrize("kind", [nets.Plain, nets.Shuffle, nets.Nhwc])
-def test_a_cost_is_what_the_best_refit_without_the_unit_loses(kind, tmp_path):
+def test_a_cost_is_what_the_best_refit_loses_when_the_cheapest_units_have_gone_before(kind, tmp_path):
     network, groups, samples = looked_at(kind, tmp_path)
-    costs = observe_layers(network, groups, samples).costs
     nodes = {node.name: node for node in network.nodes}
     group = next(g for g in groups if sum(p.role == "consumes" for p in g.slices) == 1)
     part = next(p for p in group.slices if p.role == "consumes")
     layer = linear_layer(nodes[part.node], network)
-    inputs = torch.from_numpy(values(network, samples.feeds, layer.node.inputs[0]))
-    rows = layer.unfold(inputs).double()
+    feeds = filled_up(samples.feeds, samples.pass_rows, np.random.default_rng(samples.seed))
+    rows = layer.unfold(torch.from_numpy(values(network, feeds, layer.node.inputs[0]))).double()
     if layer.bias is not None:
         rows = rows - rows.mean(1, keepdim=True)
     weight = layer.matrix(torch.from_numpy(network.tensors[layer.weight])).double()
@@ -88,18 +89,43 @@ def test_a_cost_is_what_the_best_refit_without_the_unit_loses(kind, tmp_path):
     damping = RIDGE * inner.diagonal(dim1=1, dim2=2).mean(1)
     inner = inner + damping[:, None, None] * torch.eye(inner.shape[1])
     units = np.repeat(np.atleast_2d(part.units), layer.num_inputs // np.atleast_2d(part.units).shape[1], axis=1)
-    for unit in range(group.num_units):
-        lost = 0.0
+
+    def lost(gone):
+        """By the refit of the whole layer to the inputs that are left."""
+        total = 0.0
         for row in range(layer.num_groups):
-            gone = torch.from_numpy(units[row] == unit)
-            if not gone.any():
-                continue
-            h, w = inner[row], weight[row]
-            best = torch.linalg.solve(h[~gone][:, ~gone], h[~gone] @ w)
+            there, h, w = torch.from_numpy(~np.isin(units[row], gone)), inner[row], weight[row]
             change = w.clone()
-            change[~gone] -= best
-            lost += float((change * (h @ change)).sum())
-        assert costs[group.id][unit] == pytest.approx(lost / energy, rel=1e-4)
+            change[there] -= torch.linalg.solve(h[there][:, there], h[there] @ w)
+            total += float((change * (h @ change)).sum())
+        return total / energy
+
+    found, gone, highest = observe_costs(network, groups, samples)[group.id], [], 0.0
+    while len(gone) < group.num_units:
+        left = [unit for unit in range(group.num_units) if unit not in gone]
+        more = {unit: lost([*gone, unit]) - lost(gone) for unit in left}
+        cheapest = min(more, key=more.get)
+        highest = max(highest, more[cheapest])
+        assert cheapest == min(left, key=lambda unit: found[unit])
+        assert found[cheapest] == pytest.approx(highest, rel=1e-4, abs=1e-12)
+        gone.append(cheapest)
+
+
+def test_of_two_units_that_say_the_same_one_can_be_spared():
+    inner = torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
+    inverse = torch.linalg.inv(inner + 1e-6 * torch.eye(3))
+    weight = torch.tensor([[1.0], [1.0], [0.5]], dtype=torch.float64)
+    first, alone, last = eliminated([Reader(inverse, weight, np.array([0, 2, 1]))], np.full(4, np.nan))[[0, 1, 2]]
+    assert first < 1e-5 and alone == pytest.approx(0.25, rel=1e-4) and last == pytest.approx(4, rel=1e-4)
+
+
+def test_wide_groups_go_several_units_at_once():
+    rng = np.random.default_rng(0)
+    inverse = torch.linalg.inv(torch.from_numpy(np.cov(rng.standard_normal((200, 400)))))
+    weight, others = torch.from_numpy(rng.standard_normal((200, 3))), np.full(201, np.nan)
+    others[200] = 0.0  # what no reader reads, but a layer too wide for one does
+    found = eliminated([Reader(inverse, weight, np.arange(200))], others)
+    assert len(set(found)) == 201 and found.argmin() == 200 and np.isfinite(found).all()
 
 
 def values(network, feeds, name):

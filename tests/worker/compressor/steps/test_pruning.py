@@ -61,7 +61,7 @@ class TestWhatIsRemoved:
 
     @pytest.mark.parametrize(
         ("data", "round_to", "last"),
-        # In steps of four channels the second cut meets the target, and the third has nothing left to do.
+        # By l1 in steps of four channels the second cut meets the target, and the third has nothing left to do.
         [("labelled", 1, ["prune", "recover", "distill"]), ("unlabelled", "auto", ["prune", "distill"])],
     )
     def test_cuts_and_training_in_turn_end_at_the_target(self, data, round_to, last, files, tmp_path):
@@ -70,6 +70,7 @@ class TestWhatIsRemoved:
             "iterations": 3,
             "schedule": "cubic",
             "round_to": round_to,
+            "criterion": "l1",
             "allocation": "score",
         }
         spec = SPEC | {"steps": [{"prune": prune | {"recovery": {"distill": 12}}}]}

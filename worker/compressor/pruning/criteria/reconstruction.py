@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 @CRITERIA.register
 class Reconstruction(Criterion):
     """`s_u = Σ_l tr(W_u' ((H⁻¹)_uu)⁻¹ W_u) / tr(W' H W)` over the layers l that read unit u, `H = X'X`: the share of each output
-    that is lost without the unit when the layer is refitted to what is left. Of a branch the share of the network's answers.
+    that is lost without the unit when the layer is refitted to what is left. Units go in turn, the cheapest first, and
+    each costs what it does once those before it have gone (`elimination`). Of a branch the share of the network's answers.
     """
 
     name = "reconstruction"
@@ -29,7 +30,7 @@ class Reconstruction(Criterion):
 
     def scores(self, group: Group, evidence: Evidence, rng: np.random.Generator) -> np.ndarray:
         """See `Criterion.scores`."""
-        return known(evidence.activations.costs[group.id], group, evidence)
+        return known(evidence.costs[group.id], group, evidence)
 
     def weight_scores(self, matrix: Matrix, evidence: Evidence, rng: np.random.Generator) -> np.ndarray:
         """See `Criterion.weight_scores`."""

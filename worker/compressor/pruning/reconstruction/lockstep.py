@@ -41,6 +41,7 @@ def reconstruct(
     masked: frozenset[str] = frozenset(),
     untouched: frozenset[str] = frozenset(),
     only: frozenset[str] | None = None,
+    num_plain: int | None = None,
     progress: Callable[[float], None] = lambda share: None,
 ) -> tuple[Network, Repair]:
     """A copy of `cut` whose layers answer like those of `original` on `feeds`, as far as their weights allow.
@@ -50,9 +51,11 @@ def reconstruct(
     whose inputs are what they were are left alone, and so are weights that several nodes share. The zeros of the tensors
     that `masked` names stay zeros: what is left of these is fitted even where the inputs are what they were. The tensors
     that `untouched` names stay as they are. `only` names the nodes that may be repaired; the walk ends with the last of
-    them.
+    them. Of the rows the first `num_plain` are as the data has them: what is measured, and not fitted, is measured on these.
     """
-    pass_ = _Lockstep(original, cut.copy(), feeds, refit, batchnorm, masked, untouched)
+    if not refit:
+        feeds = {name: feed[:num_plain] for name, feed in feeds.items()}
+    pass_ = _Lockstep(original, cut.copy(), feeds, refit, batchnorm, masked, untouched, num_plain)
     nodes = pass_.student.network.nodes
     if only is not None:
         nodes = nodes[: 1 + max((at for at, node in enumerate(nodes) if node.name in only), default=-1)]
@@ -75,12 +78,13 @@ class _Lockstep:
         batchnorm: bool,
         masked: frozenset[str],
         untouched: frozenset[str],
+        num_plain: int | None,
     ) -> None:
         tensors = {name: shared_tensor(np.ascontiguousarray(feed)) for name, feed in feeds.items()}
         self.teacher, self.student = Stepper(original, tensors), Stepper(network, dict(tensors))
         self.repair = Repair()
         self._refit, self._batchnorm, self._masked = refit, batchnorm, masked
-        self._untouched = untouched
+        self._untouched, self._num_plain = untouched, num_plain
         self._common = {node.outputs[0] for node in original.nodes}
         self._readers: dict[str, list[Node]] = {}
         for node in network.nodes:
@@ -113,7 +117,7 @@ class _Lockstep:
         if not self._may_change(node):
             return
         if self._batchnorm and self._has_statistics(node) and node.name not in self.repair.measured:
-            self._measure(node, x)
+            self._measure(node, x[: self._num_plain])
         layer = linear_layer(node, self.student.network)
         if layer is None or not _has_same_positions(layer, x, before):
             return

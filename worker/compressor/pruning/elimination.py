@@ -1,0 +1,87 @@
+"""Units of a group that go one after the other, each time the one that the layers behind it can do without most easily.
+
+Of a layer with inputs u, `H = U'U` and weights W, refitted to what is left of its inputs: without the inputs S it loses
+`tr(W_S' ((H⁻¹)_SS)⁻¹ W_S)`, and the inverse and the weights for what is left follow by elimination of S (Hassibi and Stork
+1993, Optimal Brain Surgeon; of structures Kurtic et al. 2023, ZipLM, arXiv 2302.04089). What a unit costs is so known with
+those gone that went before it: of two that say the same each can be spared, but not both.
+
+Shapes: P inputs that belong to the group, O outputs, U units of the group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+#: A group is taken apart in at most so many rounds; wider ones lose several units at once.
+MOST_ROUNDS = 64
+
+
+class Reader:
+    """A layer that reads units of a group: `inverse` of its damped `H`, and `weight`, scaled to outputs of energy 1.
+
+    `inverse` `[P, P]` and `weight` `[P, O]` are float64; `units` `[P]` says whose each input is.
+    """
+
+    def __init__(self, inverse: Tensor, weight: Tensor, units: np.ndarray) -> None:
+        self._inverse, self._weight, self._units = inverse, weight, units
+
+    def reads(self, num_units: int) -> np.ndarray:
+        """Whether it reads each unit, `[U]`."""
+        return np.isin(np.arange(num_units), self._units)
+
+    def costs(self, num_units: int) -> np.ndarray:
+        """What the layer loses without each unit, refitted to the others that are left, `[U]`; 0 for those it does not read."""
+        found = np.zeros(num_units)
+        for units, where in self._inputs():
+            blocks = self._inverse[where.unsqueeze(2), where.unsqueeze(1)]
+            weights = self._weight[where]
+            found[units] = (weights * torch.linalg.solve(blocks, weights)).sum((1, 2)).numpy()
+        return found
+
+    def eliminate(self, units: np.ndarray) -> None:
+        """Go on without these units, refitted."""
+        gone = np.isin(self._units, units)
+        if not gone.any():
+            return
+        there, left = torch.from_numpy(np.flatnonzero(gone)), torch.from_numpy(np.flatnonzero(~gone))
+        across, block = self._inverse[left][:, there], self._inverse[there][:, there]
+        self._weight = self._weight[left] - across @ torch.linalg.solve(block, self._weight[there])
+        self._inverse = self._inverse[left][:, left] - across @ torch.linalg.solve(block, across.T)
+        self._units = self._units[~gone]
+
+    def _inputs(self) -> Iterator[tuple[np.ndarray, Tensor]]:
+        """Units with equally many inputs `[N]`, and where these are `[N, inputs]`."""
+        units, counts = np.unique(self._units, return_counts=True)
+        order = np.argsort(self._units, kind="stable")
+        starts = np.cumsum(counts) - counts
+        for count in np.unique(counts):
+            alike = counts == count
+            yield units[alike], torch.from_numpy(order[starts[alike][:, None] + np.arange(count)])
+
+
+def eliminated(readers: Sequence[Reader], others: np.ndarray) -> np.ndarray:
+    """What each unit costs when its turn comes, never less than one that went before it, `[U]`.
+
+    `others` `[U]` are costs beside those of the readers, NaN for units that nothing else reads; units that nothing reads
+    at all have NaN.
+    """
+    found = np.full(len(others), np.nan)
+    beside = np.nan_to_num(others)
+    with torch.inference_mode():
+        is_read = np.logical_or.reduce([~np.isnan(others), *(reader.reads(len(others)) for reader in readers)])
+        left, lowest = np.flatnonzero(is_read), 0.0
+        at_once = -(-len(left) // MOST_ROUNDS)
+        while len(left):
+            costs = sum((reader.costs(len(others)) for reader in readers), beside)
+            gone = left[np.argsort(costs[left], kind="stable")][:at_once]
+            for unit in gone:
+                # Strictly rising, so that the order is that of the scores.
+                found[unit] = lowest = max(float(costs[unit]), float(np.nextafter(lowest, np.inf)))
+            for reader in readers:
+                reader.eliminate(gone)
+            left = np.setdiff1d(left, gone)
+    return found
