@@ -26,7 +26,7 @@ from worker.compressor.pruning.reconstruction.least_squares import RIDGE, Gram
 
 # Beyond this width the inverse costs more than it tells: inputs then count as uncorrelated.
 MAX_INPUTS = 2304
-MAX_ROWS = 20_000
+MAX_ROWS = 8192
 
 
 @dataclass(frozen=True)
