@@ -21,6 +21,7 @@ from worker.compressor.graph.network import Network, Node
 from worker.compressor.graph.operator import operator_of
 from worker.compressor.graph.training.fusion import SHAPE, fuse
 from worker.compressor.graph.training.rows import cancel
+from worker.compressor.graph.training.strides import skip_in_inputs
 
 _MOMENTUM = "batchnorm_momentum"
 ROWS = "rows"  # key in `GraphModule.meta`: attribute name → which rows of its tensors (axis 1) it holds, in its order
@@ -160,6 +161,8 @@ class _Recorder:
         cancel(self._graph, self._root)
         if self._fused:
             fuse(self._graph, self._root)
+        if self._trainable:
+            skip_in_inputs(self._graph, self._root)
         module = fx.GraphModule(self._root, self._graph)
         tensors: dict[str, tuple[str, ...]] = {}
         for name, first in self._tied.items():

@@ -39,6 +39,23 @@ class TestToModule:
         assert all(parameter.grad is not None for parameter in module.parameters())
         assert set(parameter_tensors(module)) == dict(module.named_parameters()).keys()
 
+    def test_the_gradient_of_a_narrow_strided_shortcut_is_right_channels_last(self, tmp_path):
+        """With torch's own stride a process of its own dies of this, most of the time."""
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 16, 1, stride=2)).eval()
+        net.shape, x = (3, 14, 14), torch.randn(64, 3, 14, 14)
+        network, _ = import_model(nets.export(net, tmp_path / "net.onnx"), "onnx", None)
+        module = to_module(network, single=True).to(memory_format=torch.channels_last)
+        strides = {tuple(node.args[3]) for node in module.graph.find_nodes(op="call_function", target=torch.conv2d)}
+        assert strides == {(1, 1)}
+        module(x.contiguous(memory_format=torch.channels_last)).square().sum().backward()
+        net(x).square().sum().backward()
+        wanted, found = dict(net.named_parameters()), dict(module.named_parameters())
+        for attribute, (name,) in parameter_tensors(module).items():
+            torch.testing.assert_close(found[attribute].grad.contiguous(), wanted[name].grad, rtol=1e-3, atol=1e-3)
+        inference = to_module(network, trainable=False)
+        assert any(2 in n.args[3] for n in inference.graph.find_nodes(op="call_function", target=torch.conv2d))
+
     def test_scripts_with_a_free_batch(self, tmp_path):
         network, _ = nets.load(nets.Shuffle, tmp_path)
         scripted = torch.jit.script(to_module(network).eval())
