@@ -163,7 +163,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--cases", nargs="+", default=[case.name for case in CASES])
     parser.add_argument("--distill", type=int, default=300, help="steps of the short distillation")
-    parser.add_argument("--spec", type=json.loads, default={"allocation": "sensitivity"}, help="of the cuts with data")
+    parser.add_argument("--spec", type=json.loads, default={}, help="of the cuts with data")
     parser.add_argument("--files", type=Path, nargs=2, metavar=("ONNX", "TORCHSCRIPT"))
     told = parser.parse_args()
     torch.set_num_threads(2)

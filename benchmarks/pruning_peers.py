@@ -5,7 +5,8 @@ with 512 unlabelled rows, and after one epoch with labels (the same loop, optimi
 the peers' environment (`requirements-peers.txt`). Every figure is a line of FOLDER/rows.jsonl, kept as soon as it is there;
 what is there already is not measured again, so the script can be stopped and called again. `--table` prints what there is.
 
-- The engine gets the ONNX file with its BatchNorm and the default spec; as cut, without a repair, the better of two specs.
+- The engine gets the ONNX file with its BatchNorm and the default spec; as cut, without a repair, the best of eight specs by
+  the accuracy on the test rows.
 - Torch-Pruning gets the live network; after the cut its BatchNorm is estimated again on the same rows. Its pruning ratio is
   bisected until the MACs are met, and each of its cells is the best of its variants by the accuracy on the test rows.
 - onnxsim gets the ONNX file with BatchNorm folded, for it cuts no other; BatchNorm that could be estimated again is gone then.
@@ -43,13 +44,19 @@ STAGES = {"cut": "as cut", "recovered": "512 unlabelled rows", "tuned": "one epo
 SAMPLES = 512
 FIRST = Training(epochs=4, peak=0.1)
 AGAIN = Training(epochs=1, peak=0.05)
-SPECS: dict[str, dict[str, Any]] = {
-    "default": {},
+#: Where a repair follows the default is asked for.
+REPAIRED = "default"
+#: As cut the best of these, as Torch-Pruning's is the best of its eight.
+AS_CUT: dict[str, dict[str, Any]] = {
     "bn_scale, sensitivity": {"criterion": "bn_scale", "allocation": "sensitivity"},
-    "bn_scale, score, any width": {"criterion": "bn_scale", "allocation": "score", "round_to": 1},
+    **{
+        f"{criterion}, {name}": {"criterion": criterion, **how, "round_to": 1}
+        for name, how in (("score", {"allocation": "score"}), ("layer", {"scope": "layer"}))
+        for criterion in ("bn_scale", "l1", "taylor")
+    },
+    "l2, score": {"criterion": "l2", "allocation": "score", "round_to": 1},
 }
-#: Where a repair follows the default is asked for; as cut the better of two, as Torch-Pruning's is the best of eight.
-REPAIRED, AS_CUT = "default", ("bn_scale, sensitivity", "bn_scale, score, any width")
+SPECS: dict[str, dict[str, Any]] = {REPAIRED: {}, **AS_CUT}
 #: How many of Torch-Pruning's variants are trained on, the best after recovery first.
 TUNED = 1
 

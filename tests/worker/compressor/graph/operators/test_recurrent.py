@@ -121,7 +121,8 @@ class TestRows:
         assert module.code.count("torch.cat") == 1
         x = normal(STEPS, BATCH, INPUTS)
         for wanted, got in zip(reference(model, {"i0": x}), module(torch.from_numpy(x)), strict=True):
-            assert difference(wanted, got.detach().numpy()) < 2e-6
+            # The numbers that are summed up nearly cancel, and how they are rounded depends on the number of threads.
+            assert difference(wanted, got.detach().numpy()) < 1e-5
 
     def test_one_weight_of_two_layers_stays_one(self, tmp_path):
         inputs = operands("LSTM", bias=False)
