@@ -13,10 +13,15 @@ from torch import fx, nn
 
 from worker.compressor.graph.training.fusion import SHAPE
 
+#: Input, weight, bias, stride, padding, dilation, groups.
+ALL_ARGUMENTS = 7
+
 
 def skip_in_inputs(graph: fx.Graph, root: nn.Module) -> None:
     """Take every so-many-th place of the input in place of a stride, wherever the kernel has one place and nothing is padded."""
     for node in graph.find_nodes(op="call_function", target=torch.conv2d):
+        if len(node.args) != ALL_ARGUMENTS:
+            continue  # a sum over windows (LpPool), not a layer
         x, weight, bias, strides, pads, dilations, groups = node.args
         kernel = getattr(root, weight.target).shape[2:] if weight.op == "get_attr" else weight.meta.get(SHAPE, ())[2:]
         if tuple(kernel) != (1, 1) or any(pads) or max(strides) == 1:
