@@ -15,7 +15,6 @@ from app.spec.catalog import needs_of
 from app.spec.fields import FieldsMismatch, Roles, assign_roles, base_names, split_name
 from app.spec.reading import field_errors
 from app.spec.schema import Spec
-from app.spec.sensitivity import Sensitivity
 
 #: The task whose labels a metric is about.
 _TASKS = {"accuracy": "classification", "rmse": "regression"}
@@ -71,15 +70,10 @@ def complete_spec(spec: Spec, model: ModelFacts, dataset: DatasetFacts | None) -
 def _choose_criteria(spec: Spec, plain: dict[str, Any]) -> None:
     """Where a refit follows and the spec names no criterion, units go by what the refit cannot bring back."""
     for step, written in zip(spec.steps, plain["steps"], strict=True):
-        options = step.prune or step.sensitivity
-        if options is None or "criterion" in options.model_fields_set:
-            continue
-        if isinstance(options, Sensitivity):
-            is_refitted = options.refit
-        else:
-            recovery = options.recovery
-            is_refitted = options.structure == "channels" and recovery != "none" and recovery.refit
-        if is_refitted:
+        prune, study = step.prune, step.sensitivity
+        is_refitted = (prune and prune.structure == "channels" and prune.is_refitted) or (study and study.refit)
+        options = prune or study
+        if options and is_refitted and "criterion" not in options.model_fields_set:
             written[step.kind]["criterion"] = "reconstruction"
 
 

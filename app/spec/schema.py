@@ -184,6 +184,11 @@ class Prune(SpecModel):
     recovery: Recovery | Literal["none"] = Recovery()
     sparsity_training: SparsityTraining | None = None
 
+    @property
+    def is_refitted(self) -> bool:
+        """Whether a refit follows the cut."""
+        return self.recovery != "none" and self.recovery.refit
+
     @field_validator("block")
     @classmethod
     def _tiles_it(cls, block: list[int] | None, info: ValidationInfo) -> list[int] | None:

@@ -40,7 +40,7 @@ def is_measured(job: Job, options: Prune, num_groups: int, num_rows: int) -> boo
     if options.allocation == "sensitivity":
         return True
     is_global = options.structure == "channels" and options.scope == "global"
-    is_refitted = options.recovery != "none" and options.recovery.refit and job.view(job.network) is not None
+    is_refitted = options.is_refitted and job.view(job.network) is not None
     rows = min(num_rows, len(examined(job))) + 2 * min(REFIT_ROWS, len(job.data.train))
     return is_global and is_refitted and num_groups * len(RATIOS) * rows * job.counts.macs <= AFFORDABLE_MACS
 

@@ -39,8 +39,9 @@ def prune(job: Job, step: int, options: Prune) -> None:
             stage.metrics["allocation"] = "sensitivity" if is_by_sensitivity else "score"
             if not is_by_sensitivity:
                 return evidence
-            refit = options.recovery != "none" and options.recovery.refit
-            return replace(evidence, meter=meter_for(job, samples, refit=refit, told=job.context.progress))
+            return replace(
+                evidence, meter=meter_for(job, samples, refit=options.is_refitted, told=job.context.progress)
+            )
 
         structure = structure_of(options)(job.network, job.shapes, options, look)
         if isinstance(structure, Narrowing):

@@ -120,9 +120,10 @@ class TestRows:
         module = to_module(network)
         assert module.code.count("torch.cat") == 1
         x = normal(STEPS, BATCH, INPUTS)
-        for wanted, got in zip(reference(model, {"i0": x}), module(torch.from_numpy(x)), strict=True):
-            # The numbers that are summed up nearly cancel, and how they are rounded depends on the number of threads.
-            assert difference(wanted, got.detach().numpy()) < 1e-5
+        wanted, got = reference(model, {"i0": x}), module(torch.from_numpy(x))
+        *states, total = (difference(one, other.detach().numpy()) for one, other in zip(wanted, got, strict=True))
+        # The numbers that are summed up nearly cancel, and how they are rounded depends on the number of threads.
+        assert max(states) < 2e-6 and total < 1e-5
 
     def test_one_weight_of_two_layers_stays_one(self, tmp_path):
         inputs = operands("LSTM", bias=False)
