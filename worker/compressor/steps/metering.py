@@ -21,7 +21,7 @@ from worker.compressor.job import Job, answers_file, identity
 from worker.compressor.outcome import write_whole
 from worker.compressor.pruning.sensitivity import RATIOS, Meter
 from worker.compressor.steps.recovery import repaired
-from worker.compressor.steps.samples import SENSITIVITY, refit_feeds
+from worker.compressor.steps.samples import SENSITIVITY, refit_rows
 
 #: Rows that the readers of a group are refitted on. A quarter of what a recovery takes drew the same curves.
 REFIT_ROWS = 128
@@ -60,14 +60,14 @@ def examined(job: Job) -> Rows:
 def meter_for(job: Job, num_rows: int, *, refit: bool = True, told: Callable[[float], None]) -> Meter:
     """Measures what the job's network loses, on so many validation rows."""
     exam, network = exam_of(job, num_rows), job.network
-    feeds, num_plain = refit_feeds(job, REFIT_ROWS, SENSITIVITY, REFIT_ROWS)
+    rows = refit_rows(job, REFIT_ROWS, SENSITIVITY, REFIT_ROWS)
 
     def examine(made: Network) -> Figures:
         job.context.check()
         return exam(job.runner(made))
 
     def mend(made: Network, readers: frozenset[str]) -> Network:
-        found = repaired(job, made, feeds, num_plain, only=readers) if refit else None
+        found = repaired(job, made, rows, only=readers) if refit else None
         return made if found is None else found[0]
 
     options = [num_rows, refit, job.context.spec.seed, str(job.context.device)]

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 from app.spec.schema import Prune
 from worker.compressor.graph.network import Network
-from worker.compressor.job import Feeds, Job, taken_back
+from worker.compressor.job import Job, taken_back
 from worker.compressor.pruning.reconstruction.lockstep import Repair, reconstruct
-from worker.compressor.steps.samples import RECOVERY, refit_feeds
+from worker.compressor.steps.samples import RECOVERY, RefitRows, refit_rows
 
 
 def recover(job: Job, step: int, options: Prune) -> None:
@@ -20,12 +20,11 @@ def recover(job: Job, step: int, options: Prune) -> None:
         if not job.has_data and not job.is_synthetic:
             context.warn("there is no data set, so the cut network was not repaired: recovery needs samples")
             return
-        feeds, num_plain = refit_feeds(job, recovery.samples, RECOVERY + step)
+        rows = refit_rows(job, recovery.samples, RECOVERY + step)
         found = repaired(
             job,
             job.network,
-            feeds,
-            num_plain,
+            rows,
             refit=recovery.refit,
             batchnorm=recovery.batchnorm,
             progress=context.progress,
@@ -37,7 +36,7 @@ def recover(job: Job, step: int, options: Prune) -> None:
             return
         (mended, repair), judge = found, job.judge()
         before, after = judge(job.runner(job.network)), judge(job.runner(mended))
-        stage.metrics |= {"samples": num_plain, "mixtures": len(next(iter(feeds.values()))) - num_plain}
+        stage.metrics |= {"samples": rows.num_plain, "mixtures": rows.num_mixtures}
         stage.metrics |= {"refitted": len(repair.refitted), "measured": len(repair.measured)}
         stage.metrics |= {"corrected": len(repair.corrected)}
         stage.metrics |= {"before": before.as_dict(), "after": after.as_dict()}
@@ -51,8 +50,7 @@ def recover(job: Job, step: int, options: Prune) -> None:
 def repaired(
     job: Job,
     cut: Network,
-    feeds: Feeds,
-    num_plain: int,
+    rows: RefitRows,
     *,
     refit: bool = True,
     batchnorm: bool = True,
@@ -68,13 +66,13 @@ def repaired(
     fitted, repair = reconstruct(
         original,
         view,
-        feeds,
+        rows.feeds,
         refit=refit,
         batchnorm=batchnorm,
         masked=frozenset(job.proven.masked),
         untouched=job.untouched,
         only=only,
-        num_plain=num_plain,
+        num_plain=rows.num_plain,
         progress=progress,
     )
     return taken_back(cut, fitted), repair

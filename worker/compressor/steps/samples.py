@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -50,13 +51,24 @@ def proof_feeds(job: Job) -> Feeds:
     return job.feeds(job.data.val, rows, PROOF)
 
 
-def refit_feeds(job: Job, rows: int, stream: int, enough: int = ENOUGH_ROWS) -> tuple[Feeds, int]:
-    """Inputs that layers are refitted on, and how many of them are rows of the data: up to `rows` of these, and mixtures of
-    them behind them where they are not `enough`.
-    """
+@dataclass(frozen=True)
+class RefitRows:
+    """Inputs that layers are refitted on: the first `num_plain` are rows of the data, those behind them mixtures."""
+
+    feeds: Feeds
+    num_plain: int
+
+    @property
+    def num_mixtures(self) -> int:
+        """How many are made up."""
+        return len(next(iter(self.feeds.values()))) - self.num_plain
+
+
+def refit_rows(job: Job, rows: int, stream: int, enough: int = ENOUGH_ROWS) -> RefitRows:
+    """Up to `rows` rows of the training split, and mixtures of them where they are not `enough`."""
     feeds = job.feeds(job.data.train, affordable_rows(job, rows, 2), stream)
     count = affordable_rows(job, enough, 2)
-    return filled_up(feeds, count, job.context.rng(MIXTURES + stream)), len(next(iter(feeds.values())))
+    return RefitRows(filled_up(feeds, count, job.context.rng(MIXTURES + stream)), len(next(iter(feeds.values()))))
 
 
 def note_proof(job: Job, step: int, stage: Stage, proof: Proof) -> None:

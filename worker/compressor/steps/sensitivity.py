@@ -25,7 +25,7 @@ from worker.compressor.pruning.structures.channels import Channels
 from worker.compressor.steps.cutting import proven_cut
 from worker.compressor.steps.metering import exam_of, examined, is_measured, meter_for
 from worker.compressor.steps.recovery import repaired
-from worker.compressor.steps.samples import RECOVERY, evidence_for, refit_feeds
+from worker.compressor.steps.samples import RECOVERY, evidence_for, refit_rows
 
 #: Rows that the points of a trade-off are measured on: they are few, and compared with targets.
 TRADEOFF_ROWS = 2048
@@ -130,6 +130,6 @@ def _counted(job: Job, network: Network) -> dict[str, Any]:
 
 def _refitted(job: Job, step: int, made: Network) -> Network:
     """The cut network as a recovery leaves it."""
-    feeds, num_plain = refit_feeds(job, Recovery().samples, RECOVERY + step)
-    found = repaired(job, made, feeds, num_plain, progress=lambda share: job.context.check())
+    rows = refit_rows(job, Recovery().samples, RECOVERY + step)
+    found = repaired(job, made, rows, progress=lambda share: job.context.check())
     return made if found is None else found[0]
