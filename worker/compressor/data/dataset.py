@@ -71,6 +71,11 @@ class Dataset:
     warnings: tuple[str, ...] = ()
 
     @property
+    def is_val_learnt(self) -> bool:
+        """Whether the rows that choices are made on are training rows, which the network has most likely learnt."""
+        return self.val.split == self.train.split
+
+    @property
     def is_labelled(self) -> bool:
         """Whether every split has labels."""
         return all(rows.labels is not None for rows in (self.train, self.val, self.test))

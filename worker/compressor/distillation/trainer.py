@@ -1,7 +1,7 @@
 """Training a network on rows: one loop for distillation and fine-tuning.
 
-Guarantees: the result is never worse on the validation rows than what came in; the same seed on the same number of
-threads gives the same weights, also when the run was interrupted at an epoch and resumed.
+Guarantees: the result is never worse on the validation rows than what came in (`Plan.is_lenient`: never surely worse); the
+same seed on the same number of threads gives the same weights, also when the run was interrupted at an epoch and resumed.
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ class Plan:
     `rows_at_once`: the only number of rows that the network takes, where its batch is fixed for good. It goes through a
     batch in pieces then, and its normalisations keep their statistics. `max_steps`: so many steps in all, in place of
     `epochs`; what is called an epoch is then about a pass over the rows, or more where these are few. `keep_last`: the last
-    epoch counts, not the best. `keep_statistics`: those of BatchNorm stay as they are.
+    epoch counts, not the best. `keep_statistics`: those of BatchNorm stay as they are. `is_lenient`: what came in gives way to
+    the first epoch that is not surely worse; for validation rows that the original has learnt: what imitates it has some
+    of them by heart, and loses that in training before it loses anything else.
     """
 
     epochs: int
@@ -55,6 +57,7 @@ class Plan:
     max_steps: int | None = None
     keep_last: bool = False
     keep_statistics: bool = False
+    is_lenient: bool = False
 
 
 @dataclass
@@ -154,11 +157,16 @@ class Trainer:
         state.trained.losses.append(float(np.mean(losses)))
         score = self._score()
         self._hooks.metric(f"val_{score.name}", state.epoch * self._steps_per_epoch, abs(score.value))
-        if score > state.trained.best or self._plan.keep_last:
+        if self._plan.keep_last or self._is_better(score, state.trained):
             state.trained.best, state.trained.best_epoch, state.best = score, state.epoch, _weights(self.module)
             self._hooks.improved(self.module)
         if _rose(losses) and _fell(state.trained.start, score):
             state.trained.diverged = "the loss rises"
+
+    def _is_better(self, score: Score, trained: Trained) -> bool:
+        if self._plan.is_lenient and trained.best_epoch == 0:
+            return not score.is_surely_below(trained.start)
+        return score > trained.best
 
     def _step(self, lesson: Lesson, step: int) -> float:
         for group in self._optimizer.param_groups:
@@ -208,7 +216,7 @@ class Trainer:
         self.module.load_state_dict(plain["module"])
         self._optimizer.load_state_dict(plain["optimizer"])
         told = plain["trained"]
-        trained = Trained(Score(*told["best"]), Score(*told["start"]), told["best_epoch"], told["losses"])
+        trained = Trained(_score(told["best"]), _score(told["start"]), told["best_epoch"], told["losses"])
         return _State(trained, plain["epoch"], plain["best"])
 
 
@@ -221,7 +229,7 @@ class _State:
 
 def _plain(trained: Trained) -> dict[str, Any]:
     def score(one: Score) -> list[Any]:
-        return [one.value, one.tie_break, one.name]
+        return [one.value, one.tie_break, one.name, None if one.rows is None else torch.from_numpy(one.rows)]
 
     return {
         "best": score(trained.best),
@@ -229,6 +237,11 @@ def _plain(trained: Trained) -> dict[str, Any]:
         "best_epoch": trained.best_epoch,
         "losses": list(trained.losses),
     }
+
+
+def _score(plain: list[Any]) -> Score:
+    value, tie_break, name, rows = plain
+    return Score(value, tie_break, name, None if rows is None else rows.numpy())
 
 
 def _weights(module: nn.Module) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,19 +17,34 @@ from worker.compressor.graph.evaluation import shared_tensor
 
 MAX_ROWS = 2048
 BATCH = 256
+#: Standard errors between two networks of which one is surely the better: by chance one pair in forty is as far apart.
+SURE = 2.0
 
 
 @dataclass(frozen=True, order=True)
 class Score:
-    """Higher is better: `value` first; where few rows tie, the likelihood of the labels or closeness to the original."""
+    """Higher is better: `value` first; where few rows tie, the likelihood of the labels or closeness to the original.
+
+    `rows`: how right each row is, by its label, in the judge's order; None without labels.
+    """
 
     value: float
     tie_break: float
     name: str
+    rows: np.ndarray | None = field(default=None, compare=False, repr=False)
 
     def as_dict(self) -> dict[str, float]:
         """The metric for a report, as people read it: errors are positive there."""
         return {self.name: abs(self.value)} if np.isfinite(self.value) else {}
+
+    def is_surely_below(self, other: Score) -> bool:
+        """Whether the rows say more than chance would: row by row, by `SURE` standard errors of the difference. Without
+        labels, or where either is not finite, whether it is below at all.
+        """
+        if self.rows is None or other.rows is None or not np.isfinite([self.value, other.value]).all():
+            return self < other
+        differences = self.rows - other.rows
+        return bool(differences.mean() < -SURE * differences.std() / np.sqrt(len(differences)))
 
 
 class Judge:
@@ -42,16 +57,19 @@ class Judge:
 
     def __call__(self, run: Callable[[Feeds], Outputs]) -> Score:
         """The score of a network; the worst of all where it does not give finite numbers."""
-        tally, likelihoods = Tally(self._task), []
+        tally, likelihoods, rows = Tally(self._task), [], []
         step = min(BATCH, self._original.most_rows or BATCH)
         for at in range(0, len(self._rows), step):
             positions = slice(at, at + step)
             feeds, labels = self._rows.feeds(positions), self._rows.targets(positions)
             before, after = self._original.answers(self._rows, positions, feeds)[0], run(feeds)[0]
             tally.add(before, after, labels)
+            if labels is not None and self._task != "none":
+                rows.append(_rightness(after, labels, self._task))
             if labels is not None and self._task == "classification":
                 likelihoods.append(_log_likelihoods(after, labels))
-        return _score(tally, float(np.concatenate(likelihoods).mean()) if likelihoods else None)
+        score = _score(tally, float(np.concatenate(likelihoods).mean()) if likelihoods else None)
+        return replace(score, rows=np.concatenate(rows)) if rows else score
 
 
 def module_runner(module: Callable[..., tuple[torch.Tensor, ...]], device: torch.device) -> Callable[[Feeds], Outputs]:
@@ -63,6 +81,14 @@ def module_runner(module: Callable[..., tuple[torch.Tensor, ...]], device: torch
         return tuple(np.atleast_1d(output.float().cpu().numpy()) for output in outputs)
 
     return run
+
+
+def _rightness(output: np.ndarray, labels: np.ndarray, task: str) -> np.ndarray:
+    """Of each row 1 where its class is right, else 0; of values less the mean of the squared errors."""
+    if task == "classification":
+        return (output.argmax(-1) == labels).astype(np.float64)
+    errors = np.square(np.asarray(output, np.float64) - labels.reshape(output.shape))
+    return -errors.reshape(len(errors), -1).mean(1)
 
 
 def _log_likelihoods(output: np.ndarray, labels: np.ndarray) -> np.ndarray:

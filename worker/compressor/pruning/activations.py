@@ -126,15 +126,21 @@ class _Read:
     def __init__(self, layer: LinearLayer, x: Tensor, view: Network) -> None:
         self.layer = layer
         self.weight = layer.matrix(torch.from_numpy(np.ascontiguousarray(view.tensors[layer.weight]))).double()
-        self._inner = _inner(layer, x, centred=layer.bias is not None)
-        self.energy = float(((self._inner @ self.weight) * self.weight).sum().clamp_min(1e-30))
-        self.diagonal = self._inner.diagonal(dim1=1, dim2=2).clamp_min(0)
+        is_centred = layer.bias is not None
+        self._inner: Tensor | None = None
+        if layer.num_inputs > MAX_INPUTS:
+            self.diagonal, energy = _diagonal_and_energy(_sampled_rows(layer, x), self.weight, centred=is_centred)
+        else:
+            self._inner = _inner(layer, _sampled_rows(layer, x), centred=is_centred)
+            self.diagonal = self._inner.diagonal(dim1=1, dim2=2).clamp_min(0)
+            energy = ((self._inner @ self.weight) * self.weight).sum()
+        self.energy = float(energy.clamp_min(1e-30))
         self.sizes = self.diagonal.sqrt()
 
     @cached_property
     def inverse(self) -> Tensor | None:
         """The inverse of the damped `H` `[G, D, D]`; None where D is too wide, or the inputs are not finite."""
-        if self.layer.num_inputs > MAX_INPUTS:
+        if self._inner is None:
             return None
         mean, identity = self.diagonal.mean(1)[:, None, None], torch.eye(self._inner.shape[1], dtype=self._inner.dtype)
         # Of few rows with large means what is left around these has negative directions by rounding.
@@ -183,18 +189,39 @@ def _positions(layer: LinearLayer, part: Slice) -> Iterator[np.ndarray]:
         yield np.repeat(row, layer.num_inputs // len(row))
 
 
-def _inner(layer: LinearLayer, x: Tensor, *, centred: bool) -> Tensor:
-    """Mean of `u u'` over a sample of the rows, `[G, D, D]` in float64; of centred rows where a bias can make up for the mean."""
+def _sampled_rows(layer: LinearLayer, x: Tensor) -> Iterator[Tensor]:
+    """About `MAX_ROWS` of the rows that the layer reads, in pieces `[G, R, D]`."""
     rows_per_sample = max(1, layer.unfold(x[:1]).shape[1])
     every = max(1, len(x) * rows_per_sample // MAX_ROWS)
-    gram = Gram(layer.num_groups, layer.num_inputs, 0)
     step = max(1, (16 << 20) // (rows_per_sample * layer.num_groups * layer.num_inputs))
     for at in range(0, len(x), step):
-        rows = layer.unfold(x[at : at + step])[:, ::every]
+        yield layer.unfold(x[at : at + step])[:, ::every]
+
+
+def _inner(layer: LinearLayer, pieces: Iterator[Tensor], *, centred: bool) -> Tensor:
+    """Mean of `u u'` over the rows, `[G, D, D]` in float64; of centred rows where a bias can make up for the mean."""
+    gram = Gram(layer.num_groups, layer.num_inputs, 0)
+    for rows in pieces:
         gram.add(rows, rows[..., :0])
     mean = gram.input_sum / gram.num_rows
     inner = gram.inner / gram.num_rows
     return inner - mean.unsqueeze(2) * mean.unsqueeze(1) if centred else inner
+
+
+def _diagonal_and_energy(pieces: Iterator[Tensor], weight: Tensor, *, centred: bool) -> tuple[Tensor, Tensor]:
+    """The diagonal of `_inner` `[G, D]`, and `tr(W' H W)`, without `H`."""
+    means, squares = ([torch.zeros(())] * 2 for _ in range(2))
+    num_rows, single = 0, weight.float()
+    for rows in pieces:
+        num_rows += rows.shape[1]
+        for i, values in enumerate((rows, torch.bmm(rows, single))):
+            means[i] = means[i] + values.sum(1, dtype=torch.float64)
+            squares[i] = squares[i] + values.square().sum(1, dtype=torch.float64)
+    inputs, outputs = (
+        square / num_rows - ((mean / num_rows).square() if centred else 0.0)
+        for mean, square in zip(means, squares, strict=True)
+    )
+    return inputs.clamp_min(0), outputs.sum()
 
 
 def _add(numbers: np.ndarray, units: np.ndarray, values: np.ndarray) -> None:

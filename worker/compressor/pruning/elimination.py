@@ -18,12 +18,14 @@ from torch import Tensor
 
 #: A group is taken apart in at most so many rounds; wider ones lose several units at once.
 MOST_ROUNDS = 64
+_GONE = -1
 
 
 class Reader:
     """A layer that reads units of a group: `inverse` of its damped `H`, and `weight`, scaled to outputs of energy 1.
 
-    `inverse` `[P, P]` and `weight` `[P, O]` are float64; `units` `[P]` says whose each input is.
+    `inverse` `[P, P]` and `weight` `[P, O]` are float64; `units` `[P]` says whose each input is. All three are taken over
+    and change.
     """
 
     def __init__(self, inverse: Tensor, weight: Tensor, units: np.ndarray) -> None:
@@ -47,19 +49,26 @@ class Reader:
         gone = np.isin(self._units, units)
         if not gone.any():
             return
-        there, left = torch.from_numpy(np.flatnonzero(gone)), torch.from_numpy(np.flatnonzero(~gone))
-        across, block = self._inverse[left][:, there], self._inverse[there][:, there]
-        self._weight = self._weight[left] - across @ torch.linalg.solve(block, self._weight[there])
-        self._inverse = self._inverse[left][:, left] - across @ torch.linalg.solve(block, across.T)
-        self._units = self._units[~gone]
+        there = torch.from_numpy(np.flatnonzero(gone))
+        across = self._inverse[:, there]
+        factor = torch.linalg.cholesky(across[there])
+        half = torch.linalg.solve_triangular(factor, across.T, upper=False)
+        self._weight -= half.T @ torch.linalg.solve_triangular(factor, self._weight[there], upper=False)
+        self._inverse.addmm_(half.T, half, alpha=-1)
+        self._units[gone] = _GONE
+        # The rows of what is gone are near 0 and nobody's: copying the rest each time takes longer than carrying them along.
+        left = np.flatnonzero(self._units != _GONE)
+        if 2 * len(left) < len(self._units):
+            rows = torch.from_numpy(left)
+            self._inverse, self._weight = self._inverse[rows][:, rows], self._weight[rows]
+            self._units = self._units[left]
 
     def _inputs(self) -> Iterator[tuple[np.ndarray, Tensor]]:
         """Units with equally many inputs `[N]`, and where these are `[N, inputs]`."""
-        units, counts = np.unique(self._units, return_counts=True)
+        units, starts, counts = np.unique(np.sort(self._units), return_index=True, return_counts=True)
         order = np.argsort(self._units, kind="stable")
-        starts = np.cumsum(counts) - counts
-        for count in np.unique(counts):
-            alike = counts == count
+        for count in np.unique(counts[units != _GONE]):
+            alike = (counts == count) & (units != _GONE)
             yield units[alike], torch.from_numpy(order[starts[alike][:, None] + np.arange(count)])
 
 

@@ -129,6 +129,7 @@ class _Run:
             step,
             None if freed is not None else fixed_batch(self._start),
             keep_last=penalised is not None,
+            is_lenient=job.data.is_val_learnt and job.data.val.labels is not None,
         )
         self._penalty = penalised(self._module, view) if penalised else None
 

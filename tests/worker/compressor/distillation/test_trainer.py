@@ -1,5 +1,7 @@
 """The training loop: it learns, it never returns worse, and an interrupted run ends where an uninterrupted one does."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -43,7 +45,7 @@ class Stopped(Exception):
     pass
 
 
-def trainer(module, epochs=4, lr=3e-3, check=lambda: None, labels=True, told=None):
+def trainer(module, epochs=4, lr=3e-3, check=lambda: None, labels=True, told=None, **plan):
     original = Original(Teacher(), "teacher", None)
     rows = ROWS if labels else Rows("train", (X,), None, np.arange(300), ROWS.preparations)
     original.learn(rows)
@@ -52,7 +54,7 @@ def trainer(module, epochs=4, lr=3e-3, check=lambda: None, labels=True, told=Non
     hooks = Hooks(
         lambda share: None, lambda *metric: None if told is None else told.append(metric), lambda module: None, check
     )
-    plan = Plan(epochs, 32, Optimizer(lr=lr), 0, 0)
+    plan = Plan(epochs, 32, Optimizer(lr=lr), 0, 0, **plan)
     return Trainer(
         module,
         AnsweredRows(rows, torch.device("cpu"), original),
@@ -89,6 +91,29 @@ def test_the_best_is_kept_the_start_included():
     trained = trainer(module, lr=10.0, epochs=1).train(None)
     assert trained.best_epoch == 0
     assert all(torch.equal(value, good[name]) for name, value in module.state_dict().items())
+
+
+@pytest.mark.parametrize(("lr", "stays"), [(1e-5, False), (10.0, True)])
+def test_a_start_that_knows_the_rows_by_heart_gives_way_to_what_is_not_surely_worse(lr, stays):
+    module = Net()
+    trainer(module).train(None)
+    judged = trainer(module, lr=lr, epochs=1, is_lenient=True)
+    judged._judge = worse_by(judged._judge, 1)
+    assert (judged.train(None).best_epoch == 0) == stays
+
+
+def worse_by(judge, num_rows):
+    """So many rows less right with each call."""
+    calls = -1
+
+    def judged(run):
+        nonlocal calls
+        calls, score = calls + 1, judge(run)
+        rows = score.rows.copy()
+        rows[np.flatnonzero(rows)[: calls * num_rows]] = 0
+        return replace(score, value=rows.mean(), rows=rows)
+
+    return judged
 
 
 def test_a_loss_that_is_not_finite_is_told():

@@ -13,7 +13,8 @@ from worker.compressor.data.mixing import filled_up
 from worker.compressor.distillation.objective import OutputKind, Scores
 from worker.compressor.graph.channels.analysis import analyse
 from worker.compressor.graph.evaluation import run
-from worker.compressor.pruning.activations import observe_costs
+from worker.compressor.pruning import activations
+from worker.compressor.pruning.activations import observe_costs, observe_inputs
 from worker.compressor.pruning.criteria import CRITERIA
 from worker.compressor.pruning.elimination import Reader, eliminated
 from worker.compressor.pruning.evidence import Evidence, Samples
@@ -109,6 +110,22 @@ def test_a_cost_is_what_the_best_refit_loses_when_the_cheapest_units_have_gone_b
         assert cheapest == min(left, key=lambda unit: found[unit])
         assert found[cheapest] == pytest.approx(highest, rel=1e-4, abs=1e-12)
         gone.append(cheapest)
+
+
+@pytest.mark.parametrize("kind", [nets.Plain, nets.Residual])
+def test_a_layer_too_wide_for_an_inverse_is_summed_up_without_its_matrix(kind, tmp_path, monkeypatch):
+    network, _, samples = looked_at(kind, tmp_path)
+    whole = observe_inputs(network, samples)
+    monkeypatch.setattr(activations, "MAX_INPUTS", 0)
+    found = observe_inputs(network, samples)
+    feeds = filled_up(samples.feeds, samples.pass_rows, np.random.default_rng(samples.seed))
+    for node in network.nodes:
+        if (layer := linear_layer(node, network)) is not None:
+            rows = layer.rows(torch.from_numpy(values(network, feeds, node.outputs[0]))).double()
+            energy = (rows.var(1, correction=0) if layer.bias is not None else rows.square().mean(1)).sum()
+            wide = found[layer.weight]
+            np.testing.assert_allclose(wide.norms, whole[layer.weight].norms, rtol=1e-4, atol=1e-7)
+            np.testing.assert_allclose(wide.costs, wide.norms**2 / float(energy), rtol=1e-3, atol=1e-9)
 
 
 def test_of_two_units_that_say_the_same_one_can_be_spared():
