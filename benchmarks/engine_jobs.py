@@ -37,7 +37,9 @@ class Finished:
         return dict(json.loads((self.output / "report.json").read_text()))
 
 
-def compress(folder: Path, model: Path, data: Path | None, spec: dict[str, Any], cache: Path | None = None) -> Finished:
+def compress(
+    folder: Path, model: Path, data: Path | None, spec: dict[str, Any], cache: Path | None = None, threads: int = 1
+) -> Finished:
     """One job in a folder that does not exist yet; `cache` keeps what is known of the original for later jobs."""
     form, source = _FORMATS[model.suffix], _source(model)
     fields = None
@@ -62,6 +64,7 @@ def compress(folder: Path, model: Path, data: Path | None, spec: dict[str, Any],
         spec=complete_spec(asked, ModelFacts(form, facts["inputs"]), fields).as_json(),
         checkpoints=str(folder / "checkpoints"),
         baseline_cache=str(cache) if cache else None,
+        threads=threads,
     )
     return Finished(outcome, folder / "job/output")
 

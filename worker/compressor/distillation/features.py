@@ -22,7 +22,7 @@ from worker.compressor.pruning.reconstruction.layers import kept_outputs, linear
 #: What may stand between a layer and the place where it is compared: operators that keep its channels.
 _FOLLOWERS = ("BatchNormalization", "Add", "Relu", "Clip", "LeakyRelu")
 #: The weight of all features together beside the outputs' own distance.
-WEIGHT = 10.0
+WEIGHT = 30.0
 
 
 @dataclass(frozen=True)
