@@ -104,7 +104,7 @@ class Limits:
             spec["preprocess"] = PREPROCESS
         else:
             spec["inputs"] = [{"name": "x", "dtype": "float32", "shape": ["batch", *_PICTURE]}]
-        done = compress(folder / "job", self._model(folder, case), self._rows(folder, case), spec)
+        done = compress(folder / "job", self._model(folder, case), self._rows(folder, case), spec, threads=2)
         figures, stages = done.compressed, done.report["stages"]
         seconds = {stage["name"]: round(stage["seconds"], 1) for stage in stages}
         made = done.output / "model.pt"
@@ -162,7 +162,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--cases", nargs="+", default=[case.name for case in CASES])
-    parser.add_argument("--distill", type=int, default=300, help="steps of the short distillation")
+    parser.add_argument("--distill", type=int, default=700, help="steps of the short distillation")
     parser.add_argument("--spec", type=json.loads, default={}, help="of the cuts with data")
     parser.add_argument("--files", type=Path, nargs=2, metavar=("ONNX", "TORCHSCRIPT"))
     told = parser.parse_args()
