@@ -78,6 +78,15 @@ class Choice:
         """The next allowed number below `count`."""
         return next((allowed for allowed in reversed(self.counts) if allowed < count), None)
 
+    def lost(self, count: int) -> float:
+        """The scores of the units that go, summed; `count` is one of `counts`."""
+        return self._lost[count]
+
+    @cached_property
+    def _lost(self) -> dict[int, float]:
+        sums = np.cumsum([0.0, *(self.scores[units].sum() for units in self._removals)])
+        return dict(zip(reversed(self.counts), sums.tolist(), strict=True))
+
     def units(self, count: int) -> np.ndarray:
         """The units to keep, rising; `count` is one of `counts`."""
         kept = np.ones(self.num_units, bool)

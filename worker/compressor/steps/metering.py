@@ -19,6 +19,7 @@ from worker.compressor.graph.channels.grouping import Group
 from worker.compressor.graph.network import Network
 from worker.compressor.job import Job, answers_file, identity
 from worker.compressor.outcome import write_whole
+from worker.compressor.pruning.criteria import CRITERIA
 from worker.compressor.pruning.sensitivity import RATIOS, Meter
 from worker.compressor.steps.recovery import repaired
 from worker.compressor.steps.samples import SENSITIVITY, refit_rows
@@ -32,17 +33,18 @@ AFFORDABLE_MACS = 1e12
 
 
 def is_measured(job: Job, options: Prune, num_groups: int, num_rows: int) -> bool:
-    """Whether the widths of a cut follow what the outputs lose: where the spec says so, and by itself where a refit follows
-    and the measurements of all groups take no more than `AFFORDABLE_MACS`.
+    """Whether the widths of a cut follow what the outputs lose: where the spec says so, and by itself where a refit follows,
+    the measurements of all groups take no more than `AFFORDABLE_MACS`, and the criterion's scores are no losses themselves.
     """
     if options.allocation == "score" or not job.has_data:
         return False
     if options.allocation == "sensitivity":
         return True
-    is_global = options.structure == "channels" and options.scope == "global"
+    if options.structure != "channels" or options.scope != "global" or CRITERIA.get(options.criterion).is_loss:
+        return False
     is_refitted = options.is_refitted and job.view(job.network) is not None
     rows = min(num_rows, len(examined(job))) + 2 * min(REFIT_ROWS, len(job.data.train))
-    return is_global and is_refitted and num_groups * len(RATIOS) * rows * job.counts.macs <= AFFORDABLE_MACS
+    return is_refitted and num_groups * len(RATIOS) * rows * job.counts.macs <= AFFORDABLE_MACS
 
 
 def exam_of(job: Job, num_rows: int) -> Exam:

@@ -76,6 +76,18 @@ class TestAllocate:
         kept = allocate(options, lambda kept: {"params": sum(kept.values())}, {"params": 6}, "global")
         assert kept == {0: 4, 1: 2} and options[1].units(2).tolist() == [0, 3]
 
+    def test_where_scores_add_up_the_cheapest_units_by_what_they_save_go(self):
+        options = [choice([1, 1, 1, 1]), choice([2, 2, 2, 2], group=1)]
+        price = lambda kept: {"macs": kept[0] + 4 * kept[1]}  # noqa: E731
+        losses = {option.group: option.lost for option in options}
+        assert allocate(options, price, {"macs": 12}, "global", losses) == {0: 4, 1: 2}
+
+    @pytest.mark.parametrize("step", [1, 2, 4])
+    def test_what_is_lost_is_the_sum_of_what_went(self, step):
+        option = choice(np.random.default_rng(0).random(11), step)
+        for count in option.counts:
+            assert option.lost(count) == pytest.approx(option.scores.sum() - option.scores[option.units(count)].sum())
+
     def test_a_layerwise_cut_takes_the_same_share(self):
         widths = [10, 20, 40]
         kept = allocate(choices(widths), lambda kept: {"params": sum(kept.values())}, {"params": 35}, "layer")

@@ -26,6 +26,7 @@ class Reconstruction(Criterion):
     name = "reconstruction"
     help = "share of the next layers' outputs that a refit cannot bring back without the channel"
     needs: ClassVar[list[str]] = ["data"]
+    is_loss: ClassVar[bool] = True
     structures: ClassVar[tuple[str, ...]] = (*Criterion.structures, "layers")
 
     def scores(self, group: Group, evidence: Evidence, rng: np.random.Generator) -> np.ndarray:

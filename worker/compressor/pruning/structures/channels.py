@@ -73,7 +73,10 @@ class Channels(Narrowing):
         meter = self._evidence.meter
         if meter is None and self.prune.allocation == "sensitivity":
             raise DataNeeded("allocation by sensitivity looks at what samples lose, and there is no data set")
-        return None if meter is None else meter.losses(self.analysis, options)
+        if meter is not None:
+            return meter.losses(self.analysis, options)
+        adds_up = self.prune.scope == "global" and CRITERIA.get(self.prune.criterion).is_loss
+        return {option.group: option.lost for option in options} if adds_up else None
 
     @cached_property
     def analysis(self) -> Analysis:
