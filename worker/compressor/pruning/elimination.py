@@ -67,8 +67,8 @@ class Reader:
 
     def _inputs(self) -> Iterator[tuple[np.ndarray, Tensor]]:
         """Units with equally many inputs `[N]`, and where these are `[N, inputs]`."""
-        units, starts, counts = np.unique(np.sort(self._units), return_index=True, return_counts=True)
         order = np.argsort(self._units, kind="stable")
+        units, starts, counts = np.unique(self._units[order], return_index=True, return_counts=True)
         for count in np.unique(counts[units != _GONE]):
             alike = (counts == count) & (units != _GONE)
             yield units[alike], torch.from_numpy(order[starts[alike][:, None] + np.arange(count)])
