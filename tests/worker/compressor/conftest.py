@@ -7,6 +7,14 @@ import torch
 from tests.worker.compressor.networks import export, export_fixed, pictures, trained
 
 
+@pytest.fixture(autouse=True)
+def same_numbers_in_any_order(request):
+    """A module's generator starts anew for each test, so what a test draws hangs on no other test."""
+    generator = getattr(request.module, "RNG", None)
+    if generator is not None:
+        generator.bit_generator.state = np.random.default_rng(0).bit_generator.state
+
+
 @pytest.fixture(scope="session")
 def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("files")

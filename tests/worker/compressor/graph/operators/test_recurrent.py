@@ -182,10 +182,13 @@ class TestSteps:
     @pytest.mark.parametrize("name", ["Affine", "LeakyRelu", "ThresholdedRelu", "ScaledTanh", "HardSigmoid", "Elu"])
     def test_activation_with_numbers_as_onnxruntime(self, name, tmp_path):
         options = {"activation_alpha": [0.3, 0.7]}
-        if name in ("Affine", "ScaledTanh", "HardSigmoid"):
+        if name in ("Affine", "HardSigmoid"):
             options["activation_beta"] = [0.4, 0.1]
+        if name == "ScaledTanh":
+            # Smaller ones leave outputs of a thousandth, where the reference's own tanh is off by 1e-5 of them.
+            options["activation_beta"] = [1.4, 0.8]
         names = ["Sigmoid", name, name]
-        check("LSTM", operands("LSTM"), tmp_path, tolerance=1e-5, activations=names, **options)
+        check("LSTM", operands("LSTM"), tmp_path, activations=names, **options)
 
     @pytest.mark.parametrize("name", ["Affine", "ThresholdedRelu", "ScaledTanh", "Sinus"])
     def test_activation_that_is_not_told_is_refused(self, name, tmp_path):
@@ -198,7 +201,9 @@ class TestSteps:
     def test_other_activations_per_direction_as_onnxruntime(self, op, tmp_path):
         names = {"LSTM": ["Tanh", "Relu", "Sigmoid"], "GRU": ["Tanh", "Relu"], "RNN": ["Relu"]}[op]
         plain = {"LSTM": ["Sigmoid", "Tanh", "Tanh"], "GRU": ["Sigmoid", "Tanh"], "RNN": ["Tanh"]}[op]
-        check(op, operands(op, directions=2), tmp_path, direction="bidirectional", activations=[*plain, *names])
+        # Gates that are not between 0 and 1 make states grow, and differences with them.
+        given = {"direction": "bidirectional", "activations": [*plain, *names], "tolerance": 2e-5}
+        check(op, operands(op, directions=2), tmp_path, **given)
 
 
 def sigmoid(x):
