@@ -61,6 +61,7 @@ def _linear_layers(view: Network, samples: Samples) -> Iterator[tuple[LinearLaye
     stepper = Stepper(view, {name: shared_tensor(feed) for name, feed in rows.items()})
     with torch.inference_mode():
         while (node := stepper.peek()) is not None:
+            samples.check()
             layer = linear_layer(node, view)
             x = stepper.inputs(node)[0] if layer is not None else None
             output = stepper.step()[0]
@@ -92,7 +93,7 @@ def observe_costs(view: Network, groups: Sequence[Group], samples: Samples) -> d
             to_come[group.id] -= 1
             if not to_come[group.id]:
                 # What was kept of the layers is as large as their inputs squared: it goes as soon as it can.
-                found[group.id] = eliminated(readers.pop(group.id), others[group.id])
+                found[group.id] = eliminated(readers.pop(group.id), others[group.id], samples.check)
     return {group.id: found.get(group.id, others[group.id]) for group in groups}
 
 

@@ -10,7 +10,7 @@ Shapes: P inputs that belong to the group, O outputs, U units of the group.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -74,11 +74,11 @@ class Reader:
             yield units[alike], torch.from_numpy(order[starts[alike][:, None] + np.arange(count)])
 
 
-def eliminated(readers: Sequence[Reader], others: np.ndarray) -> np.ndarray:
+def eliminated(readers: Sequence[Reader], others: np.ndarray, check: Callable[[], None] = lambda: None) -> np.ndarray:
     """What each unit costs when its turn comes, never less than one that went before it, `[U]`.
 
     `others` `[U]` are costs beside those of the readers, NaN for units that nothing else reads; units that nothing reads
-    at all have NaN.
+    at all have NaN. `check` is called before each round.
     """
     found = np.full(len(others), np.nan)
     beside = np.nan_to_num(others)
@@ -87,6 +87,7 @@ def eliminated(readers: Sequence[Reader], others: np.ndarray) -> np.ndarray:
         left, lowest = np.flatnonzero(is_read), 0.0
         at_once = -(-len(left) // MOST_ROUNDS)
         while len(left):
+            check()
             costs = sum((reader.costs(len(others)) for reader in readers), beside)
             gone = left[np.argsort(costs[left], kind="stable")][:at_once]
             for unit in gone:

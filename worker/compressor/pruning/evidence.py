@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 class Samples:
     """Rows to look at a network with: prepared inputs by name, and labels where there are any.
 
-    `pass_rows` is how many rows one forward pass has room for; `kinds` says what each output is.
+    `pass_rows` is how many rows one forward pass has room for; `kinds` says what each output is. `check` is called between
+    layers, batches and rounds, and raises where the run was told to stop.
     """
 
     feeds: Mapping[str, np.ndarray]
@@ -35,6 +36,7 @@ class Samples:
     kinds: tuple[OutputKind | None, ...]
     pass_rows: int
     seed: int
+    check: Callable[[], None] = lambda: None
 
 
 @dataclass

@@ -85,6 +85,7 @@ def _batches(module: fx.GraphModule, view: Network, samples: Samples) -> Iterato
     size = min(BATCH_ROWS, samples.pass_rows)
     # The last rows are left out where they are no whole batch: some networks take batches of one size alone.
     for at in range(0, max(rows - size, 0) + 1, size):
+        samples.check()
         piece = slice(at, at + size)
         outputs = module(*(torch.from_numpy(np.ascontiguousarray(array[piece])) for array in arrays))
         labels = None if samples.labels is None else torch.from_numpy(samples.labels[piece])

@@ -35,6 +35,7 @@ class Influences:
 
     def error(self, branch: Residual) -> float:
         """What the answers are off by without the branch, as a share of their energy."""
+        self.samples.check()
         without = self._answers(shorten(self.view, [branch]))
         lost = sum(float(np.square(now - then).sum()) for now, then in zip(without, self._whole, strict=True))
         return lost / max(sum(float(np.square(answer).sum()) for answer in self._whole), 1e-30)

@@ -40,6 +40,7 @@ def evidence_for(job: Job, step: int, options: Prune, groups: Sequence[Group]) -
         output_kinds(job),
         affordable_rows(job, max(wanted, ENOUGH_ROWS), 1) if view is not None or fixed is None else fixed,
         job.context.spec.seed,
+        job.context.check,
     )
     return Evidence(job.network, groups, options.combine, view or in_float32(job.network), samples)
 

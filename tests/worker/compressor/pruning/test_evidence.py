@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -65,6 +67,39 @@ def test_gates_are_the_derivative_by_a_factor_on_all_that_read_a_unit(kind, tmp_
         assert found[group.id].gates[0, unit] == pytest.approx((higher - lower) / (2 * step), abs=2e-4, rel=0.02)
     assert found[group.id].gates.shape == (2, group.num_units)
     assert (found[group.id].curvatures >= 0).all() and found[group.id].curvatures.any()
+
+
+class Stopped(Exception):
+    """The run was told to."""
+
+
+@pytest.mark.parametrize("what", ["gradients", "moments", "activations", "inputs", "costs"])
+def test_looking_ends_where_the_run_is_told_to_stop(what, tmp_path):
+    network, groups, samples = looked_at(nets.Residual, tmp_path)
+    calls = iter(range(1000))
+
+    def check():
+        if next(calls) == 1:
+            raise Stopped
+
+    evidence = Evidence(network, groups, "readers", network, replace(samples, check=check))
+    with pytest.raises(Stopped):
+        getattr(evidence, what)
+    assert next(calls) == 2
+
+
+def test_elimination_ends_between_two_rounds_where_the_run_is_told_to_stop():
+    rounds = []
+
+    def check():
+        rounds.append(1)
+        if len(rounds) == 3:
+            raise Stopped
+
+    reader = Reader(torch.eye(6).double(), torch.ones(6, 2).double(), np.arange(6))
+    with pytest.raises(Stopped):
+        eliminated([reader], np.full(6, np.nan), check)
+    assert len(rounds) == 3 and len(reader.costs(6).nonzero()[0]) == 4
 
 
 def test_drawn_labels_follow_the_seed(tmp_path):
