@@ -3,6 +3,7 @@
 Each network (and a VGG-like one that is made here) is cut to a share of its MACs by scores, once for each way to round widths, and
 timed in onnxruntime against the whole one: interleaved, the shortest of `--rounds`. Prints a Markdown table of whole over
 cut, beside what the MACs alone would give. No training and no data: what is timed does not depend on the weights.
+`--cuts` are networks that jobs have made of the first FILE, timed beside it too.
 """
 
 from __future__ import annotations
@@ -36,22 +37,25 @@ SCOPES = ("global", "layer")
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("files", type=Path, nargs="*")
+    parser.add_argument("--cuts", type=Path, nargs="+", default=[], metavar="CUT.onnx")
     parser.add_argument("--macs", type=int, default=50)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=20)
     arguments = parser.parse_args()
+    if arguments.cuts and not arguments.files:
+        parser.error("--cuts are of the first FILE")
     with tempfile.TemporaryDirectory() as folder:
         for path in [*arguments.files, write_vgg(Path(folder) / "vgg.onnx")]:
-            show(path, Path(folder), arguments)
+            show(path, arguments.cuts if path in arguments.files[:1] else [], Path(folder), arguments)
 
 
-def show(path: Path, folder: Path, arguments: argparse.Namespace) -> None:
+def show(path: Path, given: list[Path], folder: Path, arguments: argparse.Namespace) -> None:
     """One network's table."""
     network = import_onnx(path, None)
     whole = count(network, network.sample_shapes).macs
     cuts = {
-        (scope, round_to): narrowed(network, scope, round_to, arguments.macs)
+        f"{scope} | {round_to}": narrowed(network, scope, round_to, arguments.macs)
         for scope in SCOPES
         for round_to in ROUNDINGS
     }
@@ -59,16 +63,19 @@ def show(path: Path, folder: Path, arguments: argparse.Namespace) -> None:
     for number, made in enumerate(cuts.values()):
         files.append(folder / f"{number}.onnx")
         write_onnx(made, files[-1])
+    for cut_path in given:
+        files.append(cut_path)
+        cuts[f"{cut_path.name} |"] = import_onnx(cut_path, None)
     times = {threads: shortest(files, network, threads, arguments) for threads in arguments.threads}
     print(
         f"\n{path.stem}, batch {arguments.batch}, whole: {', '.join(f'{t[0] * 1e3:.2f} ms' for t in times.values())}\n"
     )
     print(f"| scope | round_to | by MACs | {' | '.join(f'{threads} threads' for threads in times)} |")
     print("|---|---|---|" + "---|" * len(times))
-    for number, ((scope, round_to), made) in enumerate(cuts.items(), 1):
+    for number, (name, made) in enumerate(cuts.items(), 1):
         macs = count(made, made.sample_shapes).macs
         ratios = " | ".join(f"{found[0] / found[number]:.2f}" for found in times.values())
-        print(f"| {scope} | {round_to} | {whole / macs:.2f} | {ratios} |", flush=True)
+        print(f"| {name} | {whole / macs:.2f} | {ratios} |", flush=True)
 
 
 def narrowed(network: Network, scope: str, round_to: str | int, percent: int) -> Network:
