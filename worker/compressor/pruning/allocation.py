@@ -15,6 +15,7 @@ from worker.compressor.errors import TargetUnreachable
 from worker.compressor.pruning.choices import Choice
 from worker.compressor.pruning.descent import Costs, Widths, descend, exchange
 from worker.compressor.pruning.sensitivity import Losses
+from worker.compressor.pruning.trials import Trials, improved
 
 Scope = Literal["global", "layer", "isomorphic"]
 # Levels, and the allocation at each: from the widest to the narrowest.
@@ -30,12 +31,13 @@ def allocate(
     ceilings: Mapping[str, float],
     scope: Scope,
     losses: Losses | None = None,
+    trials: Trials | None = None,
 ) -> Widths:
     """Units to keep by group, for the groups of `choices`.
 
     `costs` gives the figures of an allocation, which rise with every unit; `ceilings` what each may be at most. The result
     meets every ceiling, and no group can keep one rounding step more without breaking one. With `losses` their sum decides
-    between groups, not the scores.
+    between groups, not the scores; `trials` then improves on it.
 
     Raises:
         TargetUnreachable: where even the narrowest allocation is above a ceiling.
@@ -58,8 +60,12 @@ def allocate(
             """How much less is lost with a step more."""
             return losses[choice.group](width) - losses[choice.group](choice.above(width) or width)
 
-        widths = _fill(choices, descend(choices, floors, costs, ceilings, losses), fits, gain)
-        return _fill(choices, exchange(choices, widths, floors, fits, losses), fits, gain)
+        def fill(widths: Widths) -> Widths:
+            return _fill(choices, widths, fits, gain)
+
+        widths = fill(descend(choices, floors, costs, ceilings, losses))
+        widths = fill(exchange(choices, widths, floors, fits, losses))
+        return widths if trials is None else improved(choices, widths, floors, fits, fill, losses, trials)
     rank = {"global": _by_score, "layer": _by_share, "isomorphic": _by_kind}[scope]
     widths = _bisect(rank(choices), floors, fits)
     # In a layer-wise cut the group that kept the smallest share comes first, else the one whose next unit scores best.

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from worker.compressor.pruning.gradients import Moments, UnitGradients
     from worker.compressor.pruning.influences import Influences
     from worker.compressor.pruning.sensitivity import Meter
+    from worker.compressor.pruning.trials import CutTrials
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ class Evidence:
     """The network that is about to be cut, its groups, and how the weights of a group are combined.
 
     `view` is the network in float32 with a free batch, its tensors under their own names; `samples` is None where the job
-    has no data; `meter` measures what is lost without some units of a group, where the spec asks for that.
+    has no data; `meter` measures what is lost without some units of a group, and `trials` what is lost with a whole cut, where
+    that is wanted.
     """
 
     network: Network
@@ -53,6 +55,7 @@ class Evidence:
     view: Network | None = None
     samples: Samples | None = None
     meter: Meter | None = None
+    trials: CutTrials | None = None
 
     @property
     def tensors(self) -> Mapping[str, np.ndarray]:

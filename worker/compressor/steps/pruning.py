@@ -22,6 +22,7 @@ from worker.compressor.steps.limits import note_kept
 from worker.compressor.steps.metering import is_measured, meter_for
 from worker.compressor.steps.samples import evidence_for, note_proof
 from worker.compressor.steps.shortening import take_out
+from worker.compressor.steps.trials import trials_for
 
 
 def prune(job: Job, step: int, options: Prune) -> None:
@@ -37,11 +38,11 @@ def prune(job: Job, step: int, options: Prune) -> None:
             evidence, samples = evidence_for(job, step, options, groups), Sensitivity().samples
             is_by_sensitivity = is_measured(job, options, len(groups), samples)
             stage.metrics["allocation"] = "sensitivity" if is_by_sensitivity else "score"
+            trials = trials_for(job, step, options, stage)
             if not is_by_sensitivity:
-                return evidence
-            return replace(
-                evidence, meter=meter_for(job, samples, refit=options.is_refitted, told=job.context.progress)
-            )
+                return replace(evidence, trials=trials)
+            meter = meter_for(job, samples, refit=options.is_refitted, told=job.context.progress)
+            return replace(evidence, meter=meter, trials=trials)
 
         structure = structure_of(options)(job.network, job.shapes, options, look)
         if isinstance(structure, Narrowing):

@@ -64,6 +64,11 @@ class RefitRows:
         """How many are made up."""
         return len(next(iter(self.feeds.values()))) - self.num_plain
 
+    def halves(self) -> tuple[RefitRows, RefitRows]:
+        """Every other row, and the rest."""
+        first, second = ({name: feed[at::2] for name, feed in self.feeds.items()} for at in (0, 1))
+        return RefitRows(first, -(-self.num_plain // 2)), RefitRows(second, self.num_plain // 2)
+
 
 def refit_rows(job: Job, rows: int, stream: int, enough: int = ENOUGH_ROWS) -> RefitRows:
     """Up to `rows` rows of the training split, and mixtures of them where they are not `enough`."""

@@ -10,6 +10,7 @@ from onnx import numpy_helper
 from tests.worker.compressor.networks import PRUNE, SPEC, artifact, compressed, export_fixed, mix_samples, trained
 from worker.compressor.errors import GraphError
 from worker.compressor.steps import cutting, limits, shortening
+from worker.compressor.steps.trials import MOST_TRIALS
 
 BY_SCORE = SPEC | {"steps": [{"prune": PRUNE["prune"] | {"allocation": "score"}}]}
 
@@ -87,6 +88,15 @@ class TestWhatIsRemoved:
         _, outcome = compressed(tmp_path, files / "net.onnx", None, spec)
         assert outcome["result"]["ratio"]["macs"] <= 0.5
         assert any("nothing was trained between" in warning for warning in outcome["warnings"])
+
+    @pytest.mark.parametrize(("prune", "is_tried"), [({}, True), ({"allocation": "score"}, False)])
+    def test_widths_are_tried_where_the_spec_leaves_them_open(self, prune, is_tried, files, tmp_path):
+        spec = SPEC | {"steps": [{"prune": PRUNE["prune"] | prune}]}
+        attempt, outcome = compressed(tmp_path, files / "net.onnx", files / "unlabelled.npz", spec)
+        assert outcome["status"] == "succeeded" and outcome["result"]["ratio"]["macs"] <= 0.5, outcome
+        stages = json.loads(artifact(attempt, "report.json").read_text())["stages"]
+        metrics = next(stage["metrics"] for stage in stages if stage["name"] == "prune")
+        assert (1 < metrics.get("tried", 0) <= MOST_TRIALS) == is_tried
 
     def test_a_criterion_looks_at_whole_batches_where_the_file_fixes_them(self, files, tmp_path):
         export_fixed(trained(), tmp_path, "mixed", 3)

@@ -16,6 +16,7 @@ from worker.compressor.pruning.choices import rounding
 from worker.compressor.pruning.criteria import CRITERIA
 from worker.compressor.pruning.selection import LEFT_OUT, excluded_tensors, is_chosen
 from worker.compressor.pruning.structures import STRUCTURES, Choice, Narrowing, Price
+from worker.compressor.pruning.trials import Trials
 
 if TYPE_CHECKING:
     from worker.compressor.graph.channels.analysis import Analysis, Group
@@ -50,8 +51,13 @@ class Channels(Narrowing):
             kept = {group: by_group[group].units(width) for group, width in widths.items()}
             return {name: costs[name](kept) for name in ceilings}
 
-        widths = allocation.allocate(options, price, ceilings, self.prune.scope, self._losses(options))
-        kept = {o.group: o.units(widths[o.group]) for o in options if widths[o.group] < o.num_units}
+        def cut_to(widths: Mapping[int, int]) -> dict[int, np.ndarray]:
+            return {o.group: o.units(widths[o.group]) for o in options if widths[o.group] < o.num_units}
+
+        losses, trials = self._losses(options), None
+        if (of_cuts := self._evidence.trials) is not None:
+            trials = Trials(lambda widths: of_cuts.lost(analysis, cut_to(widths)), of_cuts.number)
+        kept = cut_to(allocation.allocate(options, price, ceilings, self.prune.scope, losses, trials))
         if not kept:
             raise NothingRemoved("the network meets the target already, so nothing was removed")
         return Choice(analysis, kept, self.kept_because(refused))

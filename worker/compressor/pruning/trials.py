@@ -1,0 +1,114 @@
+"""Widths that are tried: one group gets channels of another, and what is lost once the network is refitted decides.
+
+Predicted losses are of one group at a time, with all others whole. Where much goes at once they say less and less of what
+a refit leaves, but still which exchanges are worth trying.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from worker.compressor.pruning.choices import Choice
+from worker.compressor.pruning.descent import Widths
+from worker.compressor.pruning.sensitivity import Losses
+
+if TYPE_CHECKING:
+    from worker.compressor.graph.channels.grouping import Analysis
+
+#: A group takes or gives about this share of its units at once: less could not be told apart on a few hundred rows.
+STEP = 1 / 8
+#: What is tried has to lose this share less: the best of several is lower than it is by chance alone.
+MARGIN = 0.03
+#: So many exchanges, by what they are predicted to cost, are priced before one is tried.
+MOST_OFFERS = 32
+
+
+@dataclass(frozen=True)
+class Trials:
+    """What may be tried: `lost` says what the network loses at these widths, refitted, and may be asked `number` times."""
+
+    lost: Callable[[Widths], float]
+    number: int
+
+
+@dataclass(frozen=True)
+class CutTrials:
+    """The same of units that are kept, by group; groups that are whole are missing."""
+
+    lost: Callable[[Analysis, Mapping[int, np.ndarray]], float]
+    number: int
+
+
+def improved(
+    choices: Sequence[Choice],
+    widths: Mapping[int, int],
+    floors: Mapping[int, int],
+    fits: Callable[[Widths], bool],
+    fill: Callable[[Widths], Widths],
+    losses: Losses,
+    trials: Trials,
+) -> Widths:
+    """Widths that fit as `widths` do and lose no more: every exchange that was tried and lost less was kept.
+
+    The next to be tried is always the one of the lowest predicted loss. `fill` gives back steps for which there is room.
+    """
+    found = dict(widths)
+    least, tried = trials.lost(found), {_key(found)}
+    while len(tried) < trials.number:
+        for offer in _offers(choices, found, floors, fits, fill, losses):
+            if _key(offer) in tried or len(tried) >= trials.number:
+                continue
+            tried.add(_key(offer))
+            loss = trials.lost(offer)
+            if loss < (1 - MARGIN) * least:
+                found, least = offer, loss
+                break
+        else:
+            break
+    return found
+
+
+def _offers(
+    choices: Sequence[Choice],
+    widths: Widths,
+    floors: Mapping[int, int],
+    fits: Callable[[Widths], bool],
+    fill: Callable[[Widths], Widths],
+    losses: Losses,
+) -> list[Widths]:
+    """What one exchange makes of the widths, the lowest predicted loss first."""
+
+    def predicted(made: Widths) -> float:
+        return sum(losses[choice.group](made[choice.group]) for choice in choices)
+
+    pairs = []
+    for taker, giver in itertools.permutations(choices, 2):
+        wider = taker.at_least(min(widths[taker.group] + STEP * taker.num_units, taker.num_units))
+        narrower = next(_narrower(giver, widths[giver.group], floors[giver.group]), None)
+        if wider > widths[taker.group] and narrower is not None:
+            made = widths | {taker.group: wider, giver.group: narrower}
+            pairs.append((predicted(made), taker.group, giver, made))
+    pairs.sort(key=lambda pair: (pair[0], pair[1], pair[2].group))
+    found = {}
+    for _, _, giver, made in pairs[:MOST_OFFERS]:
+        below = (made | {giver.group: width} for width in _narrower(giver, widths[giver.group], floors[giver.group]))
+        if (fitting := next((offer for offer in below if fits(offer)), None)) is not None:
+            filled = fill(fitting)
+            found[_key(filled)] = filled
+    return sorted(found.values(), key=lambda made: (predicted(made), _key(made)))
+
+
+def _narrower(choice: Choice, width: int, floor: int) -> Iterator[int]:
+    """Widths below, a step apart or as near to that as rounding allows, down to the floor."""
+    while (below := choice.below(width)) is not None and below >= floor:
+        width = max(min(below, choice.at_least(width - STEP * choice.num_units)), floor)
+        yield width
+
+
+def _key(widths: Widths) -> tuple[tuple[int, int], ...]:
+    return tuple(sorted(widths.items()))
