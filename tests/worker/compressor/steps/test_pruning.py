@@ -96,7 +96,7 @@ class TestWhatIsRemoved:
         assert outcome["status"] == "succeeded" and outcome["result"]["ratio"]["macs"] <= 0.5, outcome
         stages = json.loads(artifact(attempt, "report.json").read_text())["stages"]
         metrics = next(stage["metrics"] for stage in stages if stage["name"] == "prune")
-        assert (1 < metrics.get("tried", 0) <= MOST_TRIALS) == is_tried
+        assert (1 < metrics.get("tried", 0) <= MOST_TRIALS + 2) == is_tried
 
     def test_a_criterion_looks_at_whole_batches_where_the_file_fixes_them(self, files, tmp_path):
         export_fixed(trained(), tmp_path, "mixed", 3)

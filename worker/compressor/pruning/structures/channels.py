@@ -56,7 +56,8 @@ class Channels(Narrowing):
 
         losses, trials = self._losses(options), None
         if (of_cuts := self._evidence.trials) is not None:
-            trials = Trials(lambda widths: of_cuts.lost(analysis, cut_to(widths)), of_cuts.number)
+            folds = [lambda widths, lost=fold: lost(analysis, cut_to(widths)) for fold in of_cuts.folds]
+            trials = Trials(folds, of_cuts.number)
         kept = cut_to(allocation.allocate(options, price, ceilings, self.prune.scope, losses, trials))
         if not kept:
             raise NothingRemoved("the network meets the target already, so nothing was removed")
