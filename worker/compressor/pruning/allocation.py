@@ -15,7 +15,7 @@ from worker.compressor.errors import TargetUnreachable
 from worker.compressor.pruning.choices import Choice
 from worker.compressor.pruning.descent import Costs, Widths, descend, exchange
 from worker.compressor.pruning.sensitivity import Losses
-from worker.compressor.pruning.trials import Trials, improved
+from worker.compressor.pruning.trials import DEEP, Trials, improved
 
 Scope = Literal["global", "layer", "isomorphic"]
 # Levels, and the allocation at each: from the widest to the narrowest.
@@ -37,7 +37,7 @@ def allocate(
 
     `costs` gives the figures of an allocation, which rise with every unit; `ceilings` what each may be at most. The result
     meets every ceiling, and no group can keep one rounding step more without breaking one. With `losses` their sum decides
-    between groups, not the scores; `trials` then improves on it.
+    between groups, not the scores; `trials` then improves on deep cuts.
 
     Raises:
         TargetUnreachable: where even the narrowest allocation is above a ceiling.
@@ -65,7 +65,10 @@ def allocate(
 
         widths = fill(descend(choices, floors, costs, ceilings, losses))
         widths = fill(exchange(choices, widths, floors, fits, losses))
-        return widths if trials is None else improved(choices, widths, floors, fits, fill, losses, trials)
+        whole = costs({choice.group: choice.num_units for choice in choices})
+        if trials is None or all(ceilings[name] > DEEP * whole[name] for name in ceilings):
+            return widths
+        return improved(choices, widths, floors, fits, fill, losses, trials)
     rank = {"global": _by_score, "layer": _by_share, "isomorphic": _by_kind}[scope]
     widths = _bisect(rank(choices), floors, fits)
     # In a layer-wise cut the group that kept the smallest share comes first, else the one whose next unit scores best.
