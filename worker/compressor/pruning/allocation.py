@@ -66,7 +66,7 @@ def allocate(
         widths = fill(descend(choices, floors, costs, ceilings, losses))
         widths = fill(exchange(choices, widths, floors, fits, losses))
         whole = costs({choice.group: choice.num_units for choice in choices})
-        if trials is None or all(ceilings[name] > DEEP * whole[name] for name in ceilings):
+        if trials is None or all(ceilings[name] >= DEEP * whole[name] for name in ceilings):
             return widths
         return improved(choices, widths, floors, fits, fill, losses, trials)
     rank = {"global": _by_score, "layer": _by_share, "isomorphic": _by_kind}[scope]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from worker.compressor.graph.channels.grouping import Analysis
 
 Key = tuple[tuple[int, int], ...]
-#: Where more than this share of what a target counts stays, predicted losses say enough.
+#: Where this share of what a target counts stays, or more, predicted losses say enough.
 DEEP = 0.4
 #: A group takes or gives about this share of its units at once: less could not be told apart on a few hundred rows.
 STEP = 1 / 8
