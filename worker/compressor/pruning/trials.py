@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Key = tuple[tuple[int, int], ...]
 #: Where this share of what a target counts stays, or more, predicted losses say enough.
-DEEP = 0.4
+DEEP = 0.35
 #: A group takes or gives about this share of its units at once: less could not be told apart on a few hundred rows.
 STEP = 1 / 8
 #: What is tried has to lose this share less: the best of several is lower than it is by chance alone.

@@ -30,7 +30,7 @@ class Told:
 def both(seed, number, step=1):
     """Widths without and with trials, the ceiling, and what was tried."""
     model, options, losses = problem(seed, step)
-    ceiling, told = {"macs": int(0.38 * model({})["macs"])}, Told(losses, seed)
+    ceiling, told = {"macs": int(0.34 * model({})["macs"])}, Told(losses, seed)
     before = allocate(options, model, ceiling, "global", losses)
     after = allocate(options, model, ceiling, "global", losses, Trials([told], number))
     assert model(after)["macs"] <= ceiling["macs"]
@@ -58,7 +58,7 @@ def test_the_best_of_what_was_tried_stays():
 
 def test_what_is_hardly_better_is_not_worth_an_exchange():
     model, options, losses = problem(2)
-    ceiling = {"macs": int(0.38 * model({})["macs"])}
+    ceiling = {"macs": int(0.34 * model({})["macs"])}
     fading = iter(1 - MARGIN / 2 * np.arange(100) / 100)
     found = allocate(options, model, ceiling, "global", losses, Trials([lambda widths: next(fading)], 20))
     assert found == allocate(options, model, ceiling, "global", losses)
@@ -66,7 +66,7 @@ def test_what_is_hardly_better_is_not_worth_an_exchange():
 
 def test_what_is_better_by_one_fold_alone_goes_no_further():
     model, options, losses = problem(5)
-    ceiling, told = {"macs": int(0.38 * model({})["macs"])}, Told(losses, 5)
+    ceiling, told = {"macs": int(0.34 * model({})["macs"])}, Told(losses, 5)
     before = allocate(options, model, ceiling, "global", losses)
 
     def opposed(widths):
