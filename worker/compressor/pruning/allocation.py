@@ -65,10 +65,11 @@ def allocate(
 
         widths = fill(descend(choices, floors, costs, ceilings, losses))
         widths = fill(exchange(choices, widths, floors, fits, losses))
-        whole = costs({choice.group: choice.num_units for choice in choices})
-        if trials is None or all(ceilings[name] >= DEEP * whole[name] for name in ceilings):
-            return widths
-        return improved(choices, widths, floors, fits, fill, losses, trials)
+        if trials is not None:
+            whole = costs({choice.group: choice.num_units for choice in choices})
+            if any(ceiling < DEEP * whole[name] for name, ceiling in ceilings.items()):
+                return improved(choices, widths, floors, fits, fill, losses, trials)
+        return widths
     rank = {"global": _by_score, "layer": _by_share, "isomorphic": _by_kind}[scope]
     widths = _bisect(rank(choices), floors, fits)
     # In a layer-wise cut the group that kept the smallest share comes first, else the one whose next unit scores best.

@@ -108,7 +108,7 @@ def _offers(
 
     pairs = []
     for taker, giver in itertools.permutations(choices, 2):
-        wider = taker.at_least(min(widths[taker.group] + STEP * taker.num_units, taker.num_units))
+        wider = taker.at_least(widths[taker.group] + STEP * taker.num_units)
         narrower = next(_narrower(giver, widths[giver.group], floors[giver.group]), None)
         if wider > widths[taker.group] and narrower is not None:
             made = widths | {taker.group: wider, giver.group: narrower}

@@ -32,19 +32,22 @@ FEWEST_EXAMINED = 32
 AFFORDABLE_MACS = 1e12
 
 
+def is_open(job: Job, options: Prune) -> bool:
+    """Whether the job decides by itself how much of each group of channels goes, and can refit what it tries on the way."""
+    is_global = options.structure == "channels" and options.scope == "global" and options.allocation == "auto"
+    return is_global and options.is_refitted and job.has_data and job.view(job.network) is not None
+
+
 def is_measured(job: Job, options: Prune, num_groups: int, num_rows: int) -> bool:
     """Whether the widths of a cut follow what the outputs lose: where the spec says so, and by itself where a refit follows,
     the measurements of all groups take no more than `AFFORDABLE_MACS`, and the criterion's scores are no losses themselves.
     """
-    if options.allocation == "score" or not job.has_data:
-        return False
     if options.allocation == "sensitivity":
-        return True
-    if options.structure != "channels" or options.scope != "global" or CRITERIA.get(options.criterion).is_loss:
+        return job.has_data
+    if not is_open(job, options) or CRITERIA.get(options.criterion).is_loss:
         return False
-    is_refitted = options.is_refitted and job.view(job.network) is not None
     rows = min(num_rows, len(examined(job))) + 2 * min(REFIT_ROWS, len(job.data.train))
-    return is_refitted and num_groups * len(RATIOS) * rows * job.counts.macs <= AFFORDABLE_MACS
+    return num_groups * len(RATIOS) * rows * job.counts.macs <= AFFORDABLE_MACS
 
 
 def exam_of(job: Job, num_rows: int) -> Exam:

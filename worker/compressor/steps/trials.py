@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -12,9 +14,11 @@ from worker.compressor.distillation.objective import output_kind
 from worker.compressor.errors import GraphError
 from worker.compressor.evaluation.exam import divergence
 from worker.compressor.graph.channels.grouping import Analysis
+from worker.compressor.graph.network import Network
 from worker.compressor.graph.surgery import cut
 from worker.compressor.job import Job
 from worker.compressor.pruning.trials import CutTrials
+from worker.compressor.steps.metering import is_open
 from worker.compressor.steps.recovery import repaired
 from worker.compressor.steps.samples import RECOVERY, RefitRows, refit_rows
 
@@ -31,38 +35,45 @@ def trials_for(job: Job, step: int, options: Prune, stage: Stage) -> CutTrials |
 
     None where the spec says itself what decides between groups, no refit follows, or trials take more than seconds.
     """
-    if options.structure != "channels" or options.scope != "global" or options.allocation != "auto":
-        return None
-    if options.recovery == "none" or not options.is_refitted or not job.has_data or job.view(job.network) is None:
+    if options.recovery == "none" or not is_open(job, options):
         return None
     rows = refit_rows(job, options.recovery.samples, RECOVERY + step)
     number = min(MOST_TRIALS, int(AFFORDABLE_MACS / (2 * (rows.num_plain + rows.num_mixtures) * job.counts.macs)))
     if number < FEWEST_TRIALS:
         return None
     first, second = rows.halves()
-    return CutTrials([_fold(job, stage, first, second), _fold(job, stage, second, first)], number)
+    return CutTrials([_Fold(job, stage, first, second), _Fold(job, stage, second, first)], number)
 
 
-def _fold(
-    job: Job, stage: Stage, fitted: RefitRows, examined: RefitRows
-) -> Callable[[Analysis, Mapping[int, np.ndarray]], float]:
-    """The divergence from the original on some rows, of a cut that is refitted on the others; infinite where there is no such
-    cut, or its outputs are not finite.
+@dataclass
+class _Fold:
+    """Called with units to keep: the divergence from the original on the rows `examined`, of a cut that is refitted on those
+    `fitted`; infinite where there is no such cut, or its outputs are not finite.
     """
-    feeds = tuple(examined.feeds[port.name] for port in job.original.inputs)
-    before = job.runner(job.original)(feeds)[0]
-    kind = output_kind(before, job.task)
 
-    def lost(analysis: Analysis, kept: Mapping[int, np.ndarray]) -> float:
+    job: Job
+    stage: Stage
+    fitted: RefitRows
+    examined: RefitRows
+
+    def __call__(self, analysis: Analysis, kept: Mapping[int, np.ndarray]) -> float:
+        context = self.job.context
         try:
-            made = cut(job.network, analysis, kept).network
+            made = cut(self.job.network, analysis, kept).network
         except GraphError:
             return np.inf
-        found = repaired(job, made, fitted, progress=lambda share: job.context.check())
-        value = float(divergence(kind, before, job.runner(made if found is None else found[0])(feeds)[0]).mean())
-        number = int(stage.metrics.get("tried", 0))
-        stage.metrics["tried"] = number + 1
-        job.context.metric("divergence_tried", number, value)
+        found = repaired(self.job, made, self.fitted, progress=lambda share: context.check())
+        after = self._answers(made if found is None else found[0])
+        value = float(divergence(output_kind(self._before, self.job.task), self._before, after).mean())
+        number = int(self.stage.metrics.get("tried", 0))
+        self.stage.metrics["tried"] = number + 1
+        context.metric("divergence_tried", number, value)
         return value if np.isfinite(value) else np.inf
 
-    return lost
+    @cached_property
+    def _before(self) -> np.ndarray:
+        # Most cuts are not deep, and nothing is tried then.
+        return self._answers(self.job.original)
+
+    def _answers(self, network: Network) -> np.ndarray:
+        return self.job.runner(network)(tuple(self.examined.feeds[port.name] for port in self.job.original.inputs))[0]
