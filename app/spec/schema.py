@@ -181,6 +181,13 @@ class Prune(SpecModel):
         description="Globs on the names of layers that leave the job as they came, to the bit: neither cut nor narrowed, "
         "repaired or trained.",
     )
+    floor: float | None = Field(
+        default=None,
+        ge=0,
+        lt=1,
+        description="The share of its uploaded width (of weights and blocks: of its numbers) that stays of every layer. Where "
+        "nothing is said, a fifth of every group of channels, or else a tenth, while the target can be met so; 2 % of weights.",
+    )
     round_to: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] = "auto"
     recovery: Recovery | Literal["none"] = Recovery()
     sparsity_training: SparsityTraining | None = None
@@ -223,6 +230,14 @@ class Prune(SpecModel):
         if allocation == "sensitivity" and info.data.get("structure", "channels") != "channels":
             raise PydanticCustomError("scope_mismatch", "only channels are allocated by sensitivity")
         return allocation
+
+    @field_validator("floor")
+    @classmethod
+    def _has_shares(cls, floor: float | None, info: ValidationInfo) -> float | None:
+        structure = info.data.get("structure", "channels")
+        if floor is not None and _kind_of(structure) in ("layers", "n:m"):
+            raise PydanticCustomError("floor_mismatch", "only channels, weights and blocks have a floor")
+        return floor
 
     @field_validator("iterations")
     @classmethod

@@ -31,7 +31,7 @@ def allocate(
     ceilings: Mapping[str, float],
     scope: Scope,
     losses: Losses | None = None,
-    trials: Trials | None = None,
+    trials: Trials[Widths] | None = None,
 ) -> Widths:
     """Units to keep by group, for the groups of `choices`.
 
@@ -47,13 +47,15 @@ def allocate(
         found = costs(widths)
         return all(found[name] <= ceiling for name, ceiling in ceilings.items())
 
-    narrowest = {choice.group: choice.counts[0] for choice in choices}
-    if not fits(narrowest):
-        raise _unreachable(costs(narrowest), ceilings)
     for share in SOFT_FLOORS:
-        floors = {choice.group: choice.at_least(share * choice.num_units) for choice in choices}
+        floors = {
+            choice.group: choice.at_least(share * choice.num_units if choice.floor is None else choice.floor)
+            for choice in choices
+        }
         if fits(floors):
             break
+    else:
+        raise _unreachable(costs(floors), ceilings)
     if losses is not None:
 
         def gain(choice: Choice, width: int) -> float:

@@ -39,7 +39,8 @@ class Choice:
 
     Units go in one order, so that each width keeps all that a narrower one does: next goes the bundle of the lowest mean
     score, the lowest units of each block. Bundles that narrow the layers alike go as many at once as it takes to leave
-    multiples as `rounding` says. `is_comparable`: see `Criterion`; groups of one `kind` are built alike.
+    multiples as `rounding` says. `is_comparable`: see `Criterion`; groups of one `kind` are built alike. `floor` units stay
+    in any case, where somebody said so.
     """
 
     group: int
@@ -48,6 +49,7 @@ class Choice:
     rounding: Rounding
     is_comparable: bool = False
     kind: Hashable = None
+    floor: float | None = None
 
     @property
     def num_units(self) -> int:

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from worker.compressor.pruning.gradients import Moments, UnitGradients
     from worker.compressor.pruning.influences import Influences
     from worker.compressor.pruning.sensitivity import Meter
-    from worker.compressor.pruning.trials import CutTrials
+    from worker.compressor.pruning.structures import Choice
+    from worker.compressor.pruning.trials import Trials
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Evidence:
     view: Network | None = None
     samples: Samples | None = None
     meter: Meter | None = None
-    trials: CutTrials | None = None
+    trials: Trials[Choice] | None = None
 
     @property
     def tensors(self) -> Mapping[str, np.ndarray]:

@@ -9,17 +9,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-import numpy as np
+from typing import Generic, TypeVar
 
 from worker.compressor.pruning.choices import Choice
 from worker.compressor.pruning.descent import Widths
 from worker.compressor.pruning.sensitivity import Losses
 
-if TYPE_CHECKING:
-    from worker.compressor.graph.channels.grouping import Analysis
-
+Cut = TypeVar("Cut")
+Other = TypeVar("Other")
 Key = tuple[tuple[int, int], ...]
 #: Where this share of what a target counts stays, or more, predicted losses say enough.
 DEEP = 0.35
@@ -32,22 +29,22 @@ MOST_OFFERS = 32
 
 
 @dataclass(frozen=True)
-class Trials:
-    """What may be tried: each of `folds` says what the network loses at these widths, refitted on some rows, on other rows.
+class Trials(Generic[Cut]):
+    """What may be tried: each of `folds` says what the network loses by a cut, refitted on some rows, on other rows.
 
     No exchange is looked at any more once `number` such losses were measured.
     """
 
-    folds: Sequence[Callable[[Widths], float]]
+    folds: Sequence[Callable[[Cut], float]]
     number: int
 
+    def told(self, cut: Callable[[Other], Cut]) -> Trials[Other]:
+        """The same of cuts in other words, which `cut` translates."""
 
-@dataclass(frozen=True)
-class CutTrials:
-    """The same of units that are kept, by group; groups that are whole are missing."""
+        def other(lost: Callable[[Cut], float]) -> Callable[[Other], float]:
+            return lambda words: lost(cut(words))
 
-    folds: Sequence[Callable[[Analysis, Mapping[int, np.ndarray]], float]]
-    number: int
+        return Trials([other(lost) for lost in self.folds], self.number)
 
 
 def improved(
@@ -57,7 +54,7 @@ def improved(
     fits: Callable[[Widths], bool],
     fill: Callable[[Widths], Widths],
     losses: Losses,
-    trials: Trials,
+    trials: Trials[Widths],
 ) -> Widths:
     """Widths that fit as `widths` do: each exchange that lost less on all folds together was kept.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -13,11 +12,11 @@ from worker.compressor.context import Stage
 from worker.compressor.distillation.objective import output_kind
 from worker.compressor.errors import GraphError
 from worker.compressor.evaluation.exam import divergence
-from worker.compressor.graph.channels.grouping import Analysis
 from worker.compressor.graph.network import Network
 from worker.compressor.graph.surgery import cut
 from worker.compressor.job import Job
-from worker.compressor.pruning.trials import CutTrials
+from worker.compressor.pruning.structures import Choice
+from worker.compressor.pruning.trials import Trials
 from worker.compressor.steps.metering import is_open
 from worker.compressor.steps.recovery import repaired
 from worker.compressor.steps.samples import RECOVERY, RefitRows, refit_rows
@@ -30,7 +29,7 @@ FEWEST_TRIALS = 4
 AFFORDABLE_MACS = 3e11
 
 
-def trials_for(job: Job, step: int, options: Prune, stage: Stage) -> CutTrials | None:
+def trials_for(job: Job, step: int, options: Prune, stage: Stage) -> Trials[Choice] | None:
     """Refits a cut on every other row that its recovery will see, and examines it on the rest, or the other way round.
 
     None where the spec says itself what decides between groups, no refit follows, or trials take more than seconds.
@@ -42,12 +41,12 @@ def trials_for(job: Job, step: int, options: Prune, stage: Stage) -> CutTrials |
     if number < FEWEST_TRIALS:
         return None
     first, second = rows.halves()
-    return CutTrials([_Fold(job, stage, first, second), _Fold(job, stage, second, first)], number)
+    return Trials([_Fold(job, stage, first, second), _Fold(job, stage, second, first)], number)
 
 
 @dataclass
 class _Fold:
-    """Called with units to keep: the divergence from the original on the rows `examined`, of a cut that is refitted on those
+    """Called with what to keep: the divergence from the original on the rows `examined`, of a cut that is refitted on those
     `fitted`; infinite where there is no such cut, or its outputs are not finite.
     """
 
@@ -56,10 +55,10 @@ class _Fold:
     fitted: RefitRows
     examined: RefitRows
 
-    def __call__(self, analysis: Analysis, kept: Mapping[int, np.ndarray]) -> float:
+    def __call__(self, choice: Choice) -> float:
         context = self.job.context
         try:
-            made = cut(self.job.network, analysis, kept).network
+            made = cut(self.job.network, choice.analysis, choice.kept).network
         except GraphError:
             return np.inf
         found = repaired(self.job, made, self.fitted, progress=lambda share: context.check())

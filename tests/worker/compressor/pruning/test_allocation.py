@@ -114,6 +114,23 @@ class TestAllocate:
         kept = allocate(options, lambda kept: {"params": sum(kept.values())}, {"params": 12}, "global")
         assert kept[1] >= 4
 
+    @pytest.mark.parametrize("scope", ["global", "layer", "isomorphic"])
+    def test_a_floor_holds_whatever_the_target(self, scope):
+        options = [choice(np.ones(20)), choice(np.append(np.full(19, 1e-6), 1.0), group=1)]
+        options = [replace(option, floor=0.3 * 20 - 1e-9) for option in options]
+        sizes = lambda kept: {"params": sum(kept.values())}  # noqa: E731
+        assert min(allocate(options, sizes, {"params": 14}, scope).values()) >= 6
+        assert allocate(options, sizes, {"params": 12}, scope) == {0: 6, 1: 6}
+        with pytest.raises(TargetUnreachable) as caught:
+            allocate(options, sizes, {"params": 11}, scope)
+        assert (caught.value.asked, caught.value.best) == (11, 12)
+
+    def test_a_floor_of_nothing_lets_a_layer_go_to_its_last_unit(self):
+        options = [choice(np.ones(20)), choice(np.append(np.full(19, 1e-6), 1.0), group=1)]
+        options = [replace(option, floor=0.0) for option in options]
+        kept = allocate(options, lambda kept: {"params": sum(kept.values())}, {"params": 21}, "global")
+        assert kept == {0: 20, 1: 1}
+
     def test_it_is_the_same_every_time(self):
         model = Chain([7, 9, 11])
         assert (

@@ -83,6 +83,21 @@ class TestWhatIsRemoved:
         assert 0.25 < outcome["result"]["ratio"]["macs"] <= 0.3
         assert outcome["result"]["compressed"]["agreement"] > 0.85
 
+    def test_a_floor_is_a_share_of_the_uploaded_widths_in_every_cut(self, files, tmp_path):
+        def widths(share):
+            prune = {"target": {"params": share}, "floor": 0.5, "round_to": 1, "iterations": 3, "criterion": "random"}
+            spec = SPEC | {"steps": [{"prune": prune | {"epochs_between": 0}}]}
+            attempt, outcome = compressed(tmp_path / share, files / "net.onnx", files / "unlabelled.npz", spec)
+            rows = json.loads(artifact(attempt, "report.json").read_text())["layers"]
+            return outcome, [
+                (row["shape_before"][0], row["shape_after"][0]) for row in rows if row["kept_because"] is None
+            ]
+
+        outcome, found = widths("40%")
+        assert outcome["status"] == "succeeded" and all(2 * after >= before for before, after in found)
+        outcome, found = widths("10%")
+        assert outcome["error"]["code"] == "target_unreachable"
+
     def test_without_data_the_cuts_follow_each_other(self, files, tmp_path):
         spec = SPEC | {"steps": [{"prune": {"target": {"macs": "50%"}, "iterations": 2}}]}
         _, outcome = compressed(tmp_path, files / "net.onnx", None, spec)

@@ -16,7 +16,6 @@ from worker.compressor.pruning.choices import rounding
 from worker.compressor.pruning.criteria import CRITERIA
 from worker.compressor.pruning.selection import LEFT_OUT, excluded_tensors, is_chosen
 from worker.compressor.pruning.structures import STRUCTURES, Choice, Narrowing, Price
-from worker.compressor.pruning.trials import Trials
 
 if TYPE_CHECKING:
     from worker.compressor.graph.channels.analysis import Analysis, Group
@@ -51,17 +50,16 @@ class Channels(Narrowing):
             kept = {group: by_group[group].units(width) for group, width in widths.items()}
             return {name: costs[name](kept) for name in ceilings}
 
-        def cut_to(widths: Mapping[int, int]) -> dict[int, np.ndarray]:
-            return {o.group: o.units(widths[o.group]) for o in options if widths[o.group] < o.num_units}
+        def cut_to(widths: dict[int, int]) -> Choice:
+            kept = {o.group: o.units(widths[o.group]) for o in options if widths[o.group] < o.num_units}
+            return Choice(analysis, kept, self.kept_because(refused))
 
-        losses, trials = self._losses(options), None
-        if (of_cuts := self._evidence.trials) is not None:
-            folds = [lambda widths, lost=fold: lost(analysis, cut_to(widths)) for fold in of_cuts.folds]
-            trials = Trials(folds, of_cuts.number)
-        kept = cut_to(allocation.allocate(options, price, ceilings, self.prune.scope, losses, trials))
-        if not kept:
+        of_cuts = self._evidence.trials
+        trials = None if of_cuts is None else of_cuts.told(cut_to)
+        chosen = cut_to(allocation.allocate(options, price, ceilings, self.prune.scope, self._losses(options), trials))
+        if not chosen.kept:
             raise NothingRemoved("the network meets the target already, so nothing was removed")
-        return Choice(analysis, kept, self.kept_because(refused))
+        return chosen
 
     def candidates(self, rng: np.random.Generator, refused: Mapping[int, str]) -> list[Widths]:
         """What may be kept of each group that is up for removal, by the scores of its units."""
@@ -116,7 +114,18 @@ class Channels(Narrowing):
         scores = criterion.scores(group, self._evidence, rng)
         convolves = any(self._operators.get(layer) in ("Conv", "ConvTranspose") for layer in group.layers)
         widths = rounding(group.num_units, self.prune.round_to, convolves=convolves)
-        return Widths(group.id, scores, group.partition, widths, criterion.is_comparable, self._kind(group))
+        kind, floor = self._kind(group), self._floor(group)
+        return Widths(group.id, scores, group.partition, widths, criterion.is_comparable, kind, floor)
+
+    def _floor(self, group: Group) -> float | None:
+        """Of so many units the step's share of its uploaded width is left of every layer that makes them."""
+        if self.prune.floor is None:
+            return None
+        made = [part for part in group.slices if part.role != "consumes"]
+        uploaded = [self.network.origins[part.tensor].shape[part.axis] for part in made]
+        lengths = [self.network.tensors[part.tensor].shape[part.axis] for part in made]
+        ratio = max((before / now for before, now in zip(uploaded, lengths, strict=True)), default=1.0)
+        return self.prune.floor * ratio * group.num_units - 1e-9
 
     def _kind(self, group: Group) -> Hashable:
         """Groups that the same operators make and read, with kernels of the same size, are of one kind."""

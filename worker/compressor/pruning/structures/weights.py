@@ -23,18 +23,18 @@ class Weights(Masking):
         """See `Masking.choose`."""
         assert num_zeros is not None
         matrices, kept_because = matrices_of(self.network, self.prune)
-        arrays = [self.network.tensors[matrix.tensor] for matrix in matrices]
-        size, zeros = sum(array.size for array in arrays), sum(int((array == 0).sum()) for array in arrays)
+        candidates = self._candidates(matrices, rng)
+        most, zeros = sum(c.num_candidates for c in candidates), sum(c.num_zeros for c in candidates)
         counts = count(self.network, self.shapes)
         elsewhere = counts.num_params - counts.nonzero_params - zeros
         wanted = num_zeros - elsewhere
-        if wanted > size:
-            detail = f"sparsity: only {size} weights can become 0, and {wanted} would have to"
-            raise TargetUnreachable(detail, asked=num_zeros, best=elsewhere + size)
+        if wanted > most:
+            detail = f"sparsity: only {most} weights can become 0, and {wanted} would have to"
+            raise TargetUnreachable(detail, asked=num_zeros, best=elsewhere + most)
         if wanted <= zeros:
             raise NothingRemoved("so many weights are 0 already")
         cut = lowest_of_all if self.prune.scope == "global" else lowest_of_each
-        flags = cut(self._candidates(matrices, rng), wanted)
+        flags = cut(candidates, wanted)
         return Masks({m.tensor: self._spread(f, m) for m, f in zip(matrices, flags, strict=True)}, kept_because)
 
     def _pooled(self, numbers: np.ndarray, matrix: Matrix) -> np.ndarray:
@@ -55,5 +55,5 @@ class Weights(Masking):
             # What is 0 already costs nothing, whatever a criterion says of it.
             scores = self._pooled(np.where(left, scores / (mean or 1.0), 0.0), matrix)
             sizes = self._pooled(np.ones(left.shape, np.int32), matrix)
-            found.append(Candidates(scores / sizes, self._pooled(left, matrix), left.size))
+            found.append(Candidates(scores / sizes, self._pooled(left, matrix), left.size, self.prune.floor))
         return found

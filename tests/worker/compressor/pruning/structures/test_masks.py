@@ -70,6 +70,22 @@ class TestWeights:
         masks = structure(network, **spec).choose(network.tensors[name].size, np.random.default_rng(0))
         assert masks.kept[name].sum() >= int(0.02 * network.tensors[name].size) > 1
 
+    @pytest.mark.parametrize("of", [{"structure": "weights"}, {"structure": "blocks", "block": [3, 2]}])
+    @pytest.mark.parametrize("scope", ["global", "layer"])
+    def test_a_floor_holds_in_every_layer(self, scope, of, network):
+        spec = of | {"scope": scope, "floor": 0.4, "target": {"sparsity": "55%"}}
+        with pytest.raises(TargetUnreachable) as caught:
+            structure(network, **spec).choose(10**9, np.random.default_rng(0))
+        for wanted in (caught.value.best, caught.value.best * 9 // 10):
+            masks = structure(network, **spec).choose(wanted, np.random.default_rng(0))
+            assert zeros_after(network, masks) >= wanted
+            for matrix in matrices_of(network, EVERY)[0]:
+                kept = masks.kept[matrix.tensor]
+                parts = [tile.any() for tile in tiles(kept, matrix, *of.get("block", (1, 1)))]
+                assert sum(parts) >= 0.4 * len(parts)
+        with pytest.raises(TargetUnreachable):
+            structure(network, **spec).choose(caught.value.best + 1, np.random.default_rng(0))
+
     def test_what_the_spec_leaves_out_is_not_touched(self, network):
         spec = {"structure": "weights", "target": {"sparsity": "30%"}, "exclude": ["/a*"]}
         masks = structure(network, **spec).choose(300, np.random.default_rng(0))
