@@ -24,7 +24,7 @@ from app.api.uploaded_rows import StoredFile
 from app.models import service
 from app.models.formats import tell_format
 from app.models.schemas import Layer, ModelFromArtifact, ModelRead
-from app.spec.schema import SignatureRow
+from app.spec.inputs import SignatureRow
 from app.spec.strict import SpecModel
 from app.tables import ModelRow
 

@@ -11,7 +11,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from app.spec.schema import Preprocess, PruneTargets
+from app.spec.inputs import Preprocess
+from app.spec.schema import PruneTargets
 from worker.compressor.distillation.losses import LOSSES
 from worker.compressor.distillation.optimizers import OPTIMIZERS
 from worker.compressor.distillation.students import STUDENTS

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from app.spec.schema import InputSignature
+from app.spec.inputs import InputSignature
 from worker.compressor.data.dataset import Dataset, Rows
 from worker.compressor.data.preprocess import Preparation
 

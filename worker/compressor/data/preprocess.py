@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from app.spec.schema import Preprocess
+from app.spec.inputs import Preprocess
 from worker.compressor.errors import InputMismatch
 
 

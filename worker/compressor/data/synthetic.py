@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from app.spec.schema import InputSignature
+from app.spec.inputs import InputSignature
 from worker.compressor.data.dataset import Dataset, Rows
 from worker.compressor.data.preprocess import Preparation
 from worker.compressor.evaluation.kept import keep_arrays, kept_arrays

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from app.spec.schema import Preprocess, Spec
+from app.spec.inputs import Preprocess
+from app.spec.schema import Spec
 from worker.compressor.data.dataset import load_dataset
 from worker.compressor.data.preprocess import Preparation
 from worker.compressor.errors import CompressorError
