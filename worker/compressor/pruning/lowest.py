@@ -52,8 +52,11 @@ class Candidates:
 
 
 def lowest_of_all(matrices: Sequence[Candidates], wanted: int) -> list[np.ndarray]:
-    """True for what stays, by one ranking over all matrices: `wanted` zeros, those that are there included."""
-    scores = np.concatenate([matrix.ranked for matrix in matrices])
+    """True for what stays, by one ranking over all matrices: `wanted` zeros, those that are there included.
+
+    A floor holds up to as many zeros as there are candidates, all matrices together.
+    """
+    scores = np.concatenate([matrix.scores.reshape(-1) for matrix in matrices])
     gains = np.concatenate([matrix.gains.reshape(-1) for matrix in matrices])
     more = wanted - sum(matrix.num_zeros for matrix in matrices)
     protected = np.concatenate([matrix.protected for matrix in matrices])

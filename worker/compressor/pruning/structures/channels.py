@@ -50,9 +50,11 @@ class Channels(Narrowing):
             kept = {group: by_group[group].units(width) for group, width in widths.items()}
             return {name: costs[name](kept) for name in ceilings}
 
+        kept_because = self.kept_because(refused)
+
         def cut_to(widths: dict[int, int]) -> Choice:
             kept = {o.group: o.units(widths[o.group]) for o in options if widths[o.group] < o.num_units}
-            return Choice(analysis, kept, self.kept_because(refused))
+            return Choice(analysis, kept, kept_because)
 
         of_cuts = self._evidence.trials
         trials = None if of_cuts is None else of_cuts.told(cut_to)

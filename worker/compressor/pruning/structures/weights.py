@@ -23,16 +23,17 @@ class Weights(Masking):
         """See `Masking.choose`."""
         assert num_zeros is not None
         matrices, kept_because = matrices_of(self.network, self.prune)
-        candidates = self._candidates(matrices, rng)
-        most, zeros = sum(c.num_candidates for c in candidates), sum(c.num_zeros for c in candidates)
+        zeros = sum(int((self.network.tensors[matrix.tensor] == 0).sum()) for matrix in matrices)
         counts = count(self.network, self.shapes)
         elsewhere = counts.num_params - counts.nonzero_params - zeros
         wanted = num_zeros - elsewhere
+        if wanted <= zeros:
+            raise NothingRemoved("so many weights are 0 already")
+        candidates = self._candidates(matrices, rng)
+        most = sum(matrix.num_candidates for matrix in candidates)
         if wanted > most:
             detail = f"sparsity: only {most} weights can become 0, and {wanted} would have to"
             raise TargetUnreachable(detail, asked=num_zeros, best=elsewhere + most)
-        if wanted <= zeros:
-            raise NothingRemoved("so many weights are 0 already")
         cut = lowest_of_all if self.prune.scope == "global" else lowest_of_each
         flags = cut(candidates, wanted)
         return Masks({m.tensor: self._spread(f, m) for m, f in zip(matrices, flags, strict=True)}, kept_because)
