@@ -68,12 +68,10 @@ def complete_spec(spec: Spec, model: ModelFacts, dataset: DatasetFacts | None) -
 
 
 def _choose_criteria(spec: Spec, plain: dict[str, Any]) -> None:
-    """Where a refit follows and the spec names no criterion, units go by what the refit cannot bring back."""
+    """Where there is data and the spec names no criterion, channels go by what is lost with them."""
     for step, written in zip(spec.steps, plain["steps"], strict=True):
-        prune, study = step.prune, step.sensitivity
-        is_refitted = (prune and prune.structure == "channels" and prune.is_refitted) or (study and study.refit)
-        options = prune or study
-        if options and is_refitted and "criterion" not in options.model_fields_set:
+        options = step.prune if step.prune and step.prune.structure == "channels" else step.sensitivity
+        if options and "criterion" not in options.model_fields_set:
             written[step.kind]["criterion"] = "reconstruction"
 
 

@@ -112,8 +112,9 @@ class Prune(SpecModel):
     allocation: Literal["auto", "score", "sensitivity"] = Field(
         default="auto",
         description="What decides between groups in a global cut: scores, or what the outputs lose without some of a group; "
-        "auto: the latter where a refit follows, to measure it takes seconds, and the scores are no losses themselves; then "
-        "in deep cuts a few exchanges between groups are tried, refitted and compared, where that too takes seconds.",
+        "auto: the latter where to measure it takes seconds, the criterion is no control, and the scores are not losses that "
+        "hold once a refit follows; then in deep cuts a few exchanges between groups are tried, refitted and compared, where "
+        "that too takes seconds.",
     )
     target: PruneTargets | None = Field(default=None, validate_default=True)
     iterations: int = Field(default=1, ge=1, le=100, description="Cuts in which the target is reached.")

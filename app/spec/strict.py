@@ -11,8 +11,8 @@ from app.spec.catalog import known_names, structures_of
 
 #: What a step says of its criterion.
 CRITERION = (
-    "What says which units go first. Where the spec names none, there is a data set and channels that go are made up for "
-    "by a refit, it is `reconstruction`."
+    "What says which units go first. Where the spec names none, there is a data set and what goes are channels, it is "
+    "`reconstruction`."
 )
 Glob = Annotated[str, Field(min_length=1, max_length=512)]
 

@@ -19,7 +19,7 @@ from worker.compressor.data.mixing import ENOUGH_ROWS, filled_up
 from worker.compressor.graph.channels.grouping import Group, Slice
 from worker.compressor.graph.evaluation import Stepper, shared_tensor
 from worker.compressor.graph.network import Network
-from worker.compressor.pruning.elimination import Reader, eliminated
+from worker.compressor.pruning.elimination import FixedReader, Reader, RefittedReader, eliminated
 from worker.compressor.pruning.evidence import Samples
 from worker.compressor.pruning.reconstruction.layers import LinearLayer, linear_layer
 from worker.compressor.pruning.reconstruction.least_squares import RIDGE, Gram
@@ -69,9 +69,13 @@ def _linear_layers(view: Network, samples: Samples) -> Iterator[tuple[LinearLaye
                 yield layer, x, output
 
 
-def observe_costs(view: Network, groups: Sequence[Group], samples: Samples) -> dict[int, np.ndarray]:
+def observe_costs(
+    view: Network, groups: Sequence[Group], samples: Samples, *, refit: bool = True
+) -> dict[int, np.ndarray]:
     """By group what each unit costs the layers that read it when its turn to go comes, `[U]`, as shares of the energy of their
     outputs, summed; see `elimination`. NaN for units that no such layer reads. One forward pass.
+
+    `refit`: these layers are refitted to what is left of their inputs; else they stay as they are.
     """
     wanted, found = _wanted(groups), dict[int, np.ndarray]()
     layers = (layer for node in view.nodes if (layer := linear_layer(node, view)) is not None)
@@ -80,16 +84,23 @@ def observe_costs(view: Network, groups: Sequence[Group], samples: Samples) -> d
     others = {group.id: np.full(group.num_units, np.nan) for group in groups}
     for layer, x, _ in _linear_layers(view, samples):
         parts = _parts(wanted, layer, "consumes")
-        read = _Read(layer, x, view) if parts else None
+        read = _Read(layer, x, view, refit=refit) if parts else None
         for group, part in parts:
             assert read is not None
             for row, positions in enumerate(_positions(layer, part)):
                 own = torch.from_numpy(np.flatnonzero(positions >= 0))
                 weight, units = read.weight[row, own] / math.sqrt(read.energy), positions[positions >= 0]
-                if read.inverse is None:
+                inner = read.inverse if refit else read.inner
+                if inner is None:
                     _add(others[group.id], units, (weight.square().sum(1) * read.diagonal[row, own]).numpy())
-                else:
-                    readers[group.id].append(Reader(read.inverse[row][own][:, own], weight, units))
+                    continue
+                inner = inner[row][own][:, own]
+                reader = (
+                    RefittedReader(inner, weight, units)
+                    if refit
+                    else FixedReader(inner, weight, units, group.num_units)
+                )
+                readers[group.id].append(reader)
             to_come[group.id] -= 1
             if not to_come[group.id]:
                 # What was kept of the layers is as large as their inputs squared: it goes as soon as it can.
@@ -122,12 +133,15 @@ def observe_inputs(view: Network, samples: Samples) -> dict[str, Inputs]:
 
 
 class _Read:
-    """What a layer reads, summed up over the rows: `weight` is `[G, D, O]`, `sizes` `[G, D]`; `energy` is that of its outputs."""
+    """What a layer reads, summed up over the rows: `weight` is `[G, D, O]`, `sizes` `[G, D]`; `energy` is that of its outputs.
 
-    def __init__(self, layer: LinearLayer, x: Tensor, view: Network) -> None:
+    Where the layer is to be refitted its bias, if it has one, takes the mean over.
+    """
+
+    def __init__(self, layer: LinearLayer, x: Tensor, view: Network, *, refit: bool = True) -> None:
         self.layer = layer
         self.weight = layer.matrix(torch.from_numpy(np.ascontiguousarray(view.tensors[layer.weight]))).double()
-        is_centred = layer.bias is not None
+        is_centred = refit and layer.bias is not None
         self._inner: Tensor | None = None
         if layer.num_inputs > MAX_INPUTS:
             self.diagonal, energy = _diagonal_and_energy(_sampled_rows(layer, x), self.weight, centred=is_centred)
@@ -138,15 +152,20 @@ class _Read:
         self.energy = float(energy.clamp_min(1e-30))
         self.sizes = self.diagonal.sqrt()
 
+    @property
+    def inner(self) -> Tensor | None:
+        """`H` `[G, D, D]`; None where D is too wide, or the inputs are not finite."""
+        return self._inner if self._inner is not None and self._inner.isfinite().all() else None
+
     @cached_property
     def inverse(self) -> Tensor | None:
-        """The inverse of the damped `H` `[G, D, D]`; None where D is too wide, or the inputs are not finite."""
-        if self._inner is None:
+        """The inverse of the damped `H`; None where there is none."""
+        if (inner := self.inner) is None:
             return None
-        mean, identity = self.diagonal.mean(1)[:, None, None], torch.eye(self._inner.shape[1], dtype=self._inner.dtype)
+        mean, identity = self.diagonal.mean(1)[:, None, None], torch.eye(inner.shape[1], dtype=inner.dtype)
         # Of few rows with large means what is left around these has negative directions by rounding.
         for ridge in (RIDGE, 10 * RIDGE, 100 * RIDGE):
-            factor, failed = torch.linalg.cholesky_ex(self._inner + (ridge * mean).clamp_min(1e-30) * identity)
+            factor, failed = torch.linalg.cholesky_ex(inner + (ridge * mean).clamp_min(1e-30) * identity)
             if not failed.any():
                 return torch.cholesky_inverse(factor)
         return None

@@ -2,14 +2,16 @@
 
 Of a layer with inputs u, `H = U'U` and weights W, refitted to what is left of its inputs: without the inputs S it loses
 `tr(W_S' ((H⁻¹)_SS)⁻¹ W_S)`, and the inverse and the weights for what is left follow by elimination of S (Hassibi and Stork
-1993, Optimal Brain Surgeon; of structures Kurtic et al. 2023, ZipLM, arXiv 2302.04089). What a unit costs is so known with
-those gone that went before it: of two that say the same each can be spared, but not both.
+1993, Optimal Brain Surgeon; of structures Kurtic et al. 2023, ZipLM, arXiv 2302.04089). Where it stays as it is, it loses
+`tr(W_S' H_SS W_S)` (Luo et al. 2017, ThiNet, arXiv 1707.06342). What a unit costs is so known with those gone that went
+before it: of two that say the same a refit can spare each, but not both; without one, two go together that cancel out.
 
 Shapes: P inputs that belong to the group, O outputs, U units of the group.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -21,8 +23,24 @@ MOST_ROUNDS = 64
 _GONE = -1
 
 
-class Reader:
-    """A layer that reads units of a group: `inverse` of its damped `H`, and `weight`, scaled to outputs of energy 1.
+class Reader(ABC):
+    """A layer that reads units of a group."""
+
+    @abstractmethod
+    def reads(self, num_units: int) -> np.ndarray:
+        """Whether it reads each unit, `[U]`."""
+
+    @abstractmethod
+    def costs(self, num_units: int) -> np.ndarray:
+        """What the layer loses more without each unit, beside those that are gone, `[U]`; 0 for those it does not read."""
+
+    @abstractmethod
+    def eliminate(self, units: np.ndarray) -> None:
+        """Go on without these units."""
+
+
+class RefittedReader(Reader):
+    """One that is refitted to what is left: `inverse` of its damped `H`, and `weight`, scaled to outputs of energy 1.
 
     `inverse` `[P, P]` and `weight` `[P, O]` are float64; `units` `[P]` says whose each input is. All three are taken over
     and change.
@@ -32,11 +50,11 @@ class Reader:
         self._inverse, self._weight, self._units = inverse, weight, units
 
     def reads(self, num_units: int) -> np.ndarray:
-        """Whether it reads each unit, `[U]`."""
+        """See `Reader.reads`."""
         return np.isin(np.arange(num_units), self._units)
 
     def costs(self, num_units: int) -> np.ndarray:
-        """What the layer loses without each unit, refitted to the others that are left, `[U]`; 0 for those it does not read."""
+        """See `Reader.costs`."""
         found = np.zeros(num_units)
         for units, where in self._inputs():
             blocks = self._inverse[where.unsqueeze(2), where.unsqueeze(1)]
@@ -47,7 +65,7 @@ class Reader:
         return found
 
     def eliminate(self, units: np.ndarray) -> None:
-        """Go on without these units, refitted."""
+        """See `Reader.eliminate`."""
         gone = np.isin(self._units, units)
         if not gone.any():
             return
@@ -72,6 +90,30 @@ class Reader:
         for count in np.unique(counts[units != _GONE]):
             alike = (counts == count) & (units != _GONE)
             yield units[alike], torch.from_numpy(order[starts[alike][:, None] + np.arange(count)])
+
+
+class FixedReader(Reader):
+    """One that stays as it is: its `inner`, `H`, `[P, P]`, and `weight` `[P, O]`, scaled to outputs of energy 1, in float64;
+    `units` `[P]` says whose each input is.
+    """
+
+    def __init__(self, inner: Tensor, weight: Tensor, units: np.ndarray, num_units: int) -> None:
+        owner = torch.from_numpy(units)
+        pairs = torch.zeros(num_units, len(units), dtype=inner.dtype).index_add_(0, owner, inner * (weight @ weight.T))
+        self._pairs = torch.zeros(num_units, num_units, dtype=inner.dtype).index_add_(1, owner, pairs).numpy()
+        self._units, self._costs = units, self._pairs.diagonal().copy()
+
+    def reads(self, num_units: int) -> np.ndarray:
+        """See `Reader.reads`."""
+        return np.isin(np.arange(num_units), self._units)
+
+    def costs(self, num_units: int) -> np.ndarray:
+        """See `Reader.costs`. Below 0 where the unit cancels out with some that are gone."""
+        return self._costs
+
+    def eliminate(self, units: np.ndarray) -> None:
+        """See `Reader.eliminate`."""
+        self._costs = self._costs + 2 * self._pairs[:, units].sum(1)
 
 
 def eliminated(readers: Sequence[Reader], others: np.ndarray, check: Callable[[], None] = lambda: None) -> np.ndarray:

@@ -55,6 +55,7 @@ class Evidence:
     combine: Combine = "readers"
     view: Network | None = None
     samples: Samples | None = None
+    refit: bool = True
     meter: Meter | None = None
     trials: Trials[Choice] | None = None
 
@@ -97,7 +98,7 @@ class Evidence:
         from worker.compressor.pruning.activations import observe_costs
 
         view, samples = self._seen()
-        return observe_costs(view, self.groups, samples)
+        return observe_costs(view, self.groups, samples, refit=self.refit)
 
     @cached_property
     def moments(self) -> Mapping[str, Moments]:

@@ -33,18 +33,19 @@ AFFORDABLE_MACS = 1e12
 
 
 def is_open(job: Job, options: Prune) -> bool:
-    """Whether the job decides by itself how much of each group of channels goes, and can refit what it tries on the way."""
+    """Whether the job decides by itself how much of each group of channels goes, and can measure what it tries on the way."""
     is_global = options.structure == "channels" and options.scope == "global" and options.allocation == "auto"
-    return is_global and options.is_refitted and job.has_data and job.view(job.network) is not None
+    is_asked = is_global and not CRITERIA.get(options.criterion).is_control
+    return is_asked and job.has_data and job.view(job.network) is not None
 
 
 def is_measured(job: Job, options: Prune, num_groups: int, num_rows: int) -> bool:
-    """Whether the widths of a cut follow what the outputs lose: where the spec says so, and by itself where a refit follows,
-    the measurements of all groups take no more than `AFFORDABLE_MACS`, and the criterion's scores are no losses themselves.
+    """Whether the widths of a cut follow what the outputs lose: where the spec says so, and by itself where the measurements
+    of all groups take no more than `AFFORDABLE_MACS`, and the scores are not losses by which a refit's work is known.
     """
     if options.allocation == "sensitivity":
         return job.has_data
-    if not is_open(job, options) or CRITERIA.get(options.criterion).is_loss:
+    if not is_open(job, options) or (options.is_refitted and CRITERIA.get(options.criterion).is_loss):
         return False
     rows = min(num_rows, len(examined(job))) + 2 * min(REFIT_ROWS, len(job.data.train))
     return num_groups * len(RATIOS) * rows * job.counts.macs <= AFFORDABLE_MACS

@@ -42,7 +42,7 @@ def evidence_for(job: Job, step: int, options: Prune, groups: Sequence[Group]) -
         job.context.spec.seed,
         job.context.check,
     )
-    return Evidence(job.network, groups, options.combine, view or in_float32(job.network), samples)
+    return Evidence(job.network, groups, options.combine, view or in_float32(job.network), samples, options.is_refitted)
 
 
 def proof_feeds(job: Job) -> Feeds:

@@ -73,6 +73,7 @@ def _as_prune(options: Sensitivity) -> Prune:
         combine=options.combine,
         include=options.include,
         exclude=options.exclude,
+        recovery=Recovery(refit=options.refit),
         target=PruneTargets(macs=Target(share=0.5)),
     )
 

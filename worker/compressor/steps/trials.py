@@ -34,7 +34,7 @@ def trials_for(job: Job, step: int, options: Prune, stage: Stage) -> Trials[Choi
 
     None where the spec says itself what decides between groups, no refit follows, or trials take more than seconds.
     """
-    if options.recovery == "none" or not is_open(job, options):
+    if options.recovery == "none" or not options.is_refitted or not is_open(job, options):
         return None
     rows = refit_rows(job, options.recovery.samples, RECOVERY + step)
     number = min(MOST_TRIALS, int(AFFORDABLE_MACS / (2 * (rows.num_plain + rows.num_mixtures) * job.counts.macs)))

@@ -18,7 +18,7 @@ from worker.compressor.graph.evaluation import run
 from worker.compressor.pruning import activations
 from worker.compressor.pruning.activations import observe_costs, observe_inputs
 from worker.compressor.pruning.criteria import CRITERIA
-from worker.compressor.pruning.elimination import Reader, eliminated
+from worker.compressor.pruning.elimination import FixedReader, RefittedReader, eliminated
 from worker.compressor.pruning.evidence import Evidence, Samples
 from worker.compressor.pruning.gradients import BATCH_ROWS, unit_gradients
 from worker.compressor.pruning.matrices import matrices_of
@@ -96,7 +96,7 @@ def test_elimination_ends_between_two_rounds_where_the_run_is_told_to_stop():
         if len(rounds) == 3:
             raise Stopped
 
-    reader = Reader(torch.eye(6).double(), torch.ones(6, 2).double(), np.arange(6))
+    reader = RefittedReader(torch.eye(6).double(), torch.ones(6, 2).double(), np.arange(6))
     with pytest.raises(Stopped):
         eliminated([reader], np.full(6, np.nan), check)
     assert len(rounds) == 3 and len(reader.costs(6).nonzero()[0]) == 4
@@ -109,7 +109,8 @@ def test_drawn_labels_follow_the_seed(tmp_path):
 
 
 @pytest.mark.parametrize("kind", [nets.Plain, nets.Shuffle, nets.Nhwc])
-def test_a_cost_is_what_the_best_refit_loses_when_the_cheapest_units_have_gone_before(kind, tmp_path):
+@pytest.mark.parametrize("refit", [True, False])
+def test_a_cost_is_what_the_layer_loses_when_the_cheapest_units_have_gone_before(refit, kind, tmp_path):
     network, groups, samples = looked_at(kind, tmp_path)
     nodes = {node.name: node for node in network.nodes}
     group = next(g for g in groups if sum(p.role == "consumes" for p in g.slices) == 1)
@@ -117,26 +118,27 @@ def test_a_cost_is_what_the_best_refit_loses_when_the_cheapest_units_have_gone_b
     layer = linear_layer(nodes[part.node], network)
     feeds = filled_up(samples.feeds, samples.pass_rows, np.random.default_rng(samples.seed))
     rows = layer.unfold(torch.from_numpy(values(network, feeds, layer.node.inputs[0]))).double()
-    if layer.bias is not None:
+    if refit and layer.bias is not None:
         rows = rows - rows.mean(1, keepdim=True)
     weight = layer.matrix(torch.from_numpy(network.tensors[layer.weight])).double()
     inner = torch.bmm(rows.transpose(1, 2), rows) / rows.shape[1]
     energy = float(((inner @ weight) * weight).sum())
-    damping = RIDGE * inner.diagonal(dim1=1, dim2=2).mean(1)
+    damping = RIDGE * refit * inner.diagonal(dim1=1, dim2=2).mean(1)
     inner = inner + damping[:, None, None] * torch.eye(inner.shape[1])
     units = np.repeat(np.atleast_2d(part.units), layer.num_inputs // np.atleast_2d(part.units).shape[1], axis=1)
 
     def lost(gone):
-        """By the refit of the whole layer to the inputs that are left."""
+        """By the whole layer, refitted to the inputs that are left or as it is."""
         total = 0.0
         for row in range(layer.num_groups):
             there, h, w = torch.from_numpy(~np.isin(units[row], gone)), inner[row], weight[row]
-            change = w.clone()
-            change[there] -= torch.linalg.solve(h[there][:, there], h[there] @ w)
+            change = torch.where(there[:, None], 0.0, w)
+            if refit:
+                change[there] -= torch.linalg.solve(h[there][:, there], h[there] @ change)
             total += float((change * (h @ change)).sum())
         return total / energy
 
-    found, gone, highest = observe_costs(network, groups, samples)[group.id], [], 0.0
+    found, gone, highest = observe_costs(network, groups, samples, refit=refit)[group.id], [], 0.0
     while len(gone) < group.num_units:
         left = [unit for unit in range(group.num_units) if unit not in gone]
         more = {unit: lost([*gone, unit]) - lost(gone) for unit in left}
@@ -167,8 +169,19 @@ def test_of_two_units_that_say_the_same_one_can_be_spared():
     inner = torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
     inverse = torch.linalg.inv(inner + 1e-6 * torch.eye(3))
     weight = torch.tensor([[1.0], [1.0], [0.5]], dtype=torch.float64)
-    first, alone, last = eliminated([Reader(inverse, weight, np.array([0, 2, 1]))], np.full(4, np.nan))[[0, 1, 2]]
+    first, alone, last = eliminated([RefittedReader(inverse, weight, np.array([0, 2, 1]))], np.full(4, np.nan))[
+        [0, 1, 2]
+    ]
     assert first < 1e-5 and alone == pytest.approx(0.25, rel=1e-4) and last == pytest.approx(4, rel=1e-4)
+
+
+def test_where_nothing_is_refitted_two_units_go_together_that_cancel_out():
+    inner = torch.tensor([[1.0, 0.9, 0.0], [0.9, 1.0, 0.0], [0.0, 0.0, 0.5]], dtype=torch.float64)
+    weight = torch.tensor([[1.0], [-0.8], [0.9]], dtype=torch.float64)
+    found = eliminated([FixedReader(inner, weight, np.array([0, 1, 2]), 3)], np.full(3, np.nan))
+    assert found[2] == pytest.approx(0.405) and found[1] == pytest.approx(0.64) and found[0] == pytest.approx(0.64)
+    pair = eliminated([FixedReader(inner, weight, np.array([0, 1, 2]), 3)], np.array([np.nan, np.nan, 0.3]))
+    assert pair[1] == pytest.approx(0.64) and pair[0] == pytest.approx(0.64) and pair[2] == pytest.approx(0.705)
 
 
 def test_wide_groups_go_several_units_at_once():
@@ -176,7 +189,7 @@ def test_wide_groups_go_several_units_at_once():
     inverse = torch.linalg.inv(torch.from_numpy(np.cov(rng.standard_normal((200, 400)))))
     weight, others = torch.from_numpy(rng.standard_normal((200, 3))), np.full(201, np.nan)
     others[200] = 0.0  # what no reader reads, but a layer too wide for one does
-    found = eliminated([Reader(inverse, weight, np.arange(200))], others)
+    found = eliminated([RefittedReader(inverse, weight, np.arange(200))], others)
     assert len(set(found)) == 201 and found.argmin() == 200 and np.isfinite(found).all()
 
 

@@ -218,6 +218,24 @@ class TestAllocation:
         _, outcome = compressed(tmp_path, files / "net.onnx", files / "labelled.npz", spec)
         assert outcome["status"] == "succeeded" and len(measured) == 1 + 9 + 1 + (9 if refit else 0)
 
+    @pytest.mark.parametrize(
+        ("options", "how"),
+        [
+            ({}, "score"),
+            ({"criterion": "l1"}, "sensitivity"),
+            ({"recovery": "none"}, "sensitivity"),
+            ({"recovery": "none", "criterion": "random"}, "score"),
+        ],
+    )
+    def test_by_itself_a_job_measures_where_scores_say_less_and_never_helps_a_control(
+        self, options, how, files, tmp_path
+    ):
+        spec = SPEC | {"steps": [{"prune": {"target": {"macs": "60%"}} | options}]}
+        attempt, outcome = compressed(tmp_path, files / "net.onnx", files / "labelled.npz", spec)
+        assert outcome["status"] == "succeeded", outcome
+        stages = json.loads(artifact(attempt, "report.json").read_text())["stages"]
+        assert [s["metrics"]["allocation"] for s in stages if s["name"] == "prune"] == [how]
+
 
 def report_shapes(attempt):
     report = json.loads(artifact(attempt, "report.json").read_text())

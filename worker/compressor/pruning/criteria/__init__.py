@@ -30,11 +30,13 @@ class Criterion(Described, ABC):
 
     `is_comparable`: scores of different groups are in one unit, a share of the loss perhaps; else only ratios within a
     group mean something. `is_loss`: the score of a unit is what is lost when its turn to go comes, so that those of all units
-    that go add up, and decide between groups by loss per count saved.
+    that go add up, and decide between groups by loss per count saved. `is_control`: it knows nothing, and a job that decides
+    how much of each group goes does not help it by what it measures.
     """
 
     is_comparable: ClassVar[bool] = False
     is_loss: ClassVar[bool] = False
+    is_control: ClassVar[bool] = False
 
     #: The structures that it scores: units of coupled groups (`channels`), single weights (`weights`, `blocks`, `n:m`),
     #: and where they say so whole residual branches (`layers`).

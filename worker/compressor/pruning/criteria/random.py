@@ -22,6 +22,7 @@ class Random(Criterion):
 
     name = "random"
     help = "channels drawn at random by the seed, as a control"
+    is_control: ClassVar[bool] = True
     structures: ClassVar[tuple[str, ...]] = (*Criterion.structures, "layers")
 
     def scores(self, group: Group, evidence: Evidence, rng: np.random.Generator) -> np.ndarray:

@@ -19,12 +19,13 @@ if TYPE_CHECKING:
 @CRITERIA.register
 class Reconstruction(Criterion):
     """`s_u = Σ_l tr(W_u' ((H⁻¹)_uu)⁻¹ W_u) / tr(W' H W)` over the layers l that read unit u, `H = X'X`: the share of each output
-    that is lost without the unit when the layer is refitted to what is left. Units go in turn, the cheapest first, and
-    each costs what it does once those before it have gone (`elimination`). Of a branch the share of the network's answers.
+    that is lost without the unit when the layer is refitted to what is left; where no refit follows,
+    `s_u = Σ_l tr(W_u' H_uu W_u) / tr(W' H W)` (Luo et al. 2017, ThiNet, arXiv 1707.06342). Units go in turn, the cheapest first,
+    and each costs what it does once those before it have gone (`elimination`). Of a branch the share of the network's answers.
     """
 
     name = "reconstruction"
-    help = "share of the next layers' outputs that a refit cannot bring back without the channel"
+    help = "share of the next layers' outputs that is lost with the channel, beyond what a refit brings back if one follows"
     needs: ClassVar[list[str]] = ["data"]
     is_loss: ClassVar[bool] = True
     structures: ClassVar[tuple[str, ...]] = (*Criterion.structures, "layers")
