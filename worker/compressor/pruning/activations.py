@@ -93,14 +93,10 @@ def observe_costs(
                 inner = read.inverse if refit else read.inner
                 if inner is None:
                     _add(others[group.id], units, (weight.square().sum(1) * read.diagonal[row, own]).numpy())
-                    continue
-                inner = inner[row][own][:, own]
-                reader = (
-                    RefittedReader(inner, weight, units)
-                    if refit
-                    else FixedReader(inner, weight, units, group.num_units)
-                )
-                readers[group.id].append(reader)
+                elif refit:
+                    readers[group.id].append(RefittedReader(inner[row][own][:, own], weight, units))
+                else:
+                    readers[group.id].append(FixedReader(inner[row][own][:, own], weight, units, group.num_units))
             to_come[group.id] -= 1
             if not to_come[group.id]:
                 # What was kept of the layers is as large as their inputs squared: it goes as soon as it can.
