@@ -29,6 +29,10 @@ class TestProcesses:
     def test_the_worker_process_leaves_torch_to_its_children(self) -> None:
         assert "torch" not in loaded_by(sys.executable, "worker.celery_app")
 
+    @pytest.mark.parametrize("name", ["reopened", "latency", "layer_times"])
+    def test_a_fresh_process_that_opens_files_brings_torch_only_where_one_needs_it(self, name: str) -> None:
+        assert "torch" not in loaded_by(sys.executable, f"worker.compressor.evaluation.{name}")
+
 
 @pytest.mark.slow
 class TestInstallSet:

@@ -18,11 +18,11 @@ from worker.compressor.context import Context
 from worker.compressor.data.dataset import Dataset, Rows
 from worker.compressor.distillation.objective import Task
 from worker.compressor.errors import InputMismatch, NothingToCompress
-from worker.compressor.evaluation.engine import open_onnx
 from worker.compressor.evaluation.footprint import affordable
 from worker.compressor.evaluation.judge import Judge, module_runner
 from worker.compressor.evaluation.original import Original
 from worker.compressor.evaluation.reopened import job_dataset
+from worker.compressor.evaluation.runtime import open_onnx
 from worker.compressor.graph.counts import Counts, count
 from worker.compressor.graph.importers import load_graph
 from worker.compressor.graph.network import Network

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from worker.compressor.errors import InputMismatch
-from worker.compressor.evaluation.runtime import Feeds, OnnxRunner, Outputs, Runner, has_no_kernels
+from worker.compressor.evaluation.runtime import Feeds, Outputs, Runner
 from worker.compressor.graph.evaluation import run
 from worker.compressor.graph.importers import load_graph
 
@@ -36,13 +36,3 @@ class EngineRunner(Runner):
         except (RuntimeError, IndexError, ValueError, TypeError) as error:
             raise InputMismatch(f"the network does not run on these inputs: {str(error)[:500]}") from None
         return tuple(np.atleast_1d(output) for output in outputs.values())
-
-
-def open_onnx(path: Path, threads: int) -> Runner:
-    """The file in onnxruntime, or in our own evaluation where onnxruntime has no kernels for it."""
-    try:
-        return OnnxRunner(path, threads)
-    except Exception as error:
-        if has_no_kernels(error):
-            return EngineRunner(path, threads)
-        raise

@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from worker.compressor.evaluation.engine import open_onnx
 from worker.compressor.evaluation.isolated import answer
 from worker.compressor.evaluation.kept import kept_arrays
+from worker.compressor.evaluation.runtime import open_onnx
 
 MIN_RUNS, MIN_RUNS_LATE = 20, 3
 SECONDS, MAX_SECONDS = 0.4, 30.0

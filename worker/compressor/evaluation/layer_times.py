@@ -15,10 +15,9 @@ import numpy as np
 import onnx
 
 from worker.compressor.errors import CompressorError
-from worker.compressor.evaluation.engine import open_onnx
 from worker.compressor.evaluation.isolated import answer
 from worker.compressor.evaluation.latency import interleaved, machine_lock
-from worker.compressor.evaluation.runtime import OnnxRunner
+from worker.compressor.evaluation.runtime import OnnxRunner, open_onnx
 
 SECONDS, MAX_SECONDS = 0.2, 4.0
 #: No operator is done sooner.

@@ -15,11 +15,10 @@ from worker.compressor.data.dataset import Dataset, load_dataset
 from worker.compressor.data.noise import noise_dataset
 from worker.compressor.data.synthetic import synthetic_dataset, synthetic_file
 from worker.compressor.errors import ExportError
-from worker.compressor.evaluation.engine import EngineRunner, open_onnx
 from worker.compressor.evaluation.isolated import answer
 from worker.compressor.evaluation.kept import kept_arrays
 from worker.compressor.evaluation.original import BATCH, Original
-from worker.compressor.evaluation.runtime import OnnxRunner, Outputs, Runner, TorchRunner
+from worker.compressor.evaluation.runtime import Outputs, Runner, TorchRunner, open_as, open_onnx
 from worker.compressor.evaluation.tally import Tally
 from worker.compressor.request import Request, read_request
 
@@ -75,7 +74,7 @@ def _open(name: str, path: Path, threads: int, original: Runner) -> Runner:
         if name != "onnx":
             return TorchRunner(path, threads, original.batch_size)
         # What onnxruntime ran before the cut it must run after it.
-        return EngineRunner(path, threads) if isinstance(original, EngineRunner) else OnnxRunner(path, threads)
+        return open_as(original, path, threads)
     except Exception as error:
         raise ExportError(f"the {name} file that was written cannot be opened: {str(error)[:300]}") from error
 

@@ -83,13 +83,6 @@ class OnnxRunner(Runner):
         return tuple(np.atleast_1d(np.asarray(output)) for output in outputs)
 
 
-def has_no_kernels(error: Exception) -> bool:
-    """Whether onnxruntime refused a sound network for want of kernels: it takes bfloat16 for invalid in older operators."""
-    return isinstance(error, state.NotImplemented) or (
-        isinstance(error, state.InvalidGraph) and "bfloat16" in str(error)
-    )
-
-
 class TorchRunner(Runner):
     """A TorchScript file or an exported program in torch on the CPU; nested outputs are flattened in order.
 
@@ -132,3 +125,32 @@ def _flat(output: object) -> Iterator[np.ndarray]:
     elif isinstance(output, tuple | list):
         for value in output:
             yield from _flat(value)
+
+
+def open_onnx(path: Path, threads: int) -> Runner:
+    """The file in onnxruntime, or in our own evaluation where onnxruntime has no kernels for it."""
+    try:
+        return OnnxRunner(path, threads)
+    except Exception as error:
+        if _has_no_kernels(error):
+            return _in_engine(path, threads)
+        raise
+
+
+def open_as(other: Runner, path: Path, threads: int) -> Runner:
+    """The file in what runs `other`, which `open_onnx` opened."""
+    return OnnxRunner(path, threads) if isinstance(other, OnnxRunner) else _in_engine(path, threads)
+
+
+def _in_engine(path: Path, threads: int) -> Runner:
+    # Our evaluation brings torch, which takes a fresh process two seconds; most files do without.
+    from worker.compressor.evaluation.engine import EngineRunner
+
+    return EngineRunner(path, threads)
+
+
+def _has_no_kernels(error: Exception) -> bool:
+    """Whether onnxruntime refused a sound network for want of kernels: it takes bfloat16 for invalid in older operators."""
+    return isinstance(error, state.NotImplemented) or (
+        isinstance(error, state.InvalidGraph) and "bfloat16" in str(error)
+    )
