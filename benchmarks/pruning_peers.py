@@ -5,8 +5,7 @@ with 512 unlabelled rows, and after one epoch with labels (the same loop, optimi
 the peers' environment (`requirements-peers.txt`). Every figure is a line of FOLDER/rows.jsonl, kept as soon as it is there;
 what is there already is not measured again, so the script can be stopped and called again. `--table` prints what there is.
 
-- The engine gets the ONNX file with its BatchNorm and the default spec; as cut, without a repair, the best of eight specs by
-  the accuracy on the test rows.
+- The engine gets the ONNX file with its BatchNorm and the default spec; as cut with `recovery: none`.
 - Torch-Pruning gets the live network; after the cut its BatchNorm is estimated again on the same rows. Its pruning ratio is
   bisected until the MACs are met, and each of its cells is the best of its variants by the accuracy on the test rows.
 - onnxsim gets the ONNX file with BatchNorm folded, for it cuts no other; BatchNorm that could be estimated again is gone then.
@@ -44,19 +43,6 @@ STAGES = {"cut": "as cut", "recovered": "512 unlabelled rows", "tuned": "one epo
 SAMPLES = 512
 FIRST = Training(epochs=4, peak=0.1)
 AGAIN = Training(epochs=1, peak=0.05)
-#: Where a repair follows the default is asked for.
-REPAIRED = "default"
-#: As cut the best of these, as Torch-Pruning's is the best of its eight.
-AS_CUT: dict[str, dict[str, Any]] = {
-    "bn_scale, sensitivity": {"criterion": "bn_scale", "allocation": "sensitivity"},
-    **{
-        f"{criterion}, {name}": {"criterion": criterion, **how, "round_to": 1}
-        for name, how in (("score", {"allocation": "score"}), ("layer", {"scope": "layer"}))
-        for criterion in ("bn_scale", "l1", "taylor")
-    },
-    "l2, score": {"criterion": "l2", "allocation": "score", "round_to": 1},
-}
-SPECS: dict[str, dict[str, Any]] = {REPAIRED: {}, **AS_CUT}
 #: How many of Torch-Pruning's variants are trained on, the best after recovery first.
 TUNED = 1
 
@@ -107,8 +93,8 @@ def engine(book: Book, subject: Subject, share: int, *, tune: bool) -> None:
     about = {**subject.about, "side": "engine", "share": share}
     kept = subject.path(f"-{share}.onnx")
 
-    def job(spec: str, recovery: Row) -> Row:
-        prune = {**SPECS[spec], "target": {"macs": f"{share}%"}, **recovery}
+    def job(recovery: Row) -> Row:
+        prune = {"target": {"macs": f"{share}%"}, **recovery}
         asked: Row = {"version": 1, "seed": subject.seed, "preprocess": PREPROCESS, "steps": [{"prune": prune}]}
         # The job's own figures are of few rows: all sides are measured alike, on all of them.
         asked["evaluation"] = {"max_samples": SAMPLES}
@@ -121,10 +107,9 @@ def engine(book: Book, subject: Subject, share: int, *, tune: bool) -> None:
         shutil.rmtree(folder)
         return {"macs": macs, "accuracy": accuracy(module_of(kept), subject.test)}
 
-    for spec in AS_CUT:
-        book.keep({**about, "variant": spec, "stage": "cut"}, lambda s=spec: job(s, {"recovery": "none"}))
-    about |= {"variant": REPAIRED}
-    recovered = book.keep({**about, "stage": "recovered"}, lambda: job(REPAIRED, {}))
+    about |= {"variant": "default"}
+    book.keep({**about, "stage": "cut"}, lambda: job({"recovery": "none"}))
+    recovered = book.keep({**about, "stage": "recovered"}, lambda: job({}))
     if tune:
         macs = recovered["macs"]  # of the file that the recovery left
         book.keep({**about, "stage": "tuned"}, lambda: {"macs": macs, "accuracy": tuned(subject, module_of(kept))})
@@ -211,7 +196,7 @@ def lines(book: Book) -> Iterator[str]:
             for stage, text in STAGES.items():
                 about = {"network": name, "share": share, "stage": stage}
                 least = 1 if stage == "tuned" else len(VARIANTS)
-                ours = _bests(book, len(AS_CUT) if stage == "cut" else 1, **about, side="engine")
+                ours = _bests(book, **about, side="engine")
                 theirs = _bests(book, least, **about, side="Torch-Pruning")
                 others = _bests(book, **about, side="onnxsim")
                 cells = [
