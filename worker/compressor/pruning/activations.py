@@ -148,7 +148,7 @@ class _Read:
         self.energy = float(energy.clamp_min(1e-30))
         self.sizes = self.diagonal.sqrt()
 
-    @property
+    @cached_property
     def inner(self) -> Tensor | None:
         """`H` `[G, D, D]`; None where D is too wide, or the inputs are not finite."""
         return self._inner if self._inner is not None and self._inner.isfinite().all() else None

@@ -24,11 +24,14 @@ _GONE = -1
 
 
 class Reader(ABC):
-    """A layer that reads units of a group."""
+    """A layer that reads units of a group: `units` `[P]` says whose each of its inputs is."""
 
-    @abstractmethod
+    def __init__(self, units: np.ndarray) -> None:
+        self._units = units
+
     def reads(self, num_units: int) -> np.ndarray:
         """Whether it reads each unit, `[U]`."""
+        return np.isin(np.arange(num_units), self._units)
 
     @abstractmethod
     def costs(self, num_units: int) -> np.ndarray:
@@ -47,11 +50,8 @@ class RefittedReader(Reader):
     """
 
     def __init__(self, inverse: Tensor, weight: Tensor, units: np.ndarray) -> None:
-        self._inverse, self._weight, self._units = inverse, weight, units
-
-    def reads(self, num_units: int) -> np.ndarray:
-        """See `Reader.reads`."""
-        return np.isin(np.arange(num_units), self._units)
+        super().__init__(units)
+        self._inverse, self._weight = inverse, weight
 
     def costs(self, num_units: int) -> np.ndarray:
         """See `Reader.costs`."""
@@ -98,14 +98,11 @@ class FixedReader(Reader):
     """
 
     def __init__(self, inner: Tensor, weight: Tensor, units: np.ndarray, num_units: int) -> None:
+        super().__init__(units)
         owner = torch.from_numpy(units)
         pairs = torch.zeros(num_units, len(units), dtype=inner.dtype).index_add_(0, owner, inner * (weight @ weight.T))
         self._pairs = torch.zeros(num_units, num_units, dtype=inner.dtype).index_add_(1, owner, pairs).numpy()
-        self._units, self._costs = units, self._pairs.diagonal().copy()
-
-    def reads(self, num_units: int) -> np.ndarray:
-        """See `Reader.reads`."""
-        return np.isin(np.arange(num_units), self._units)
+        self._costs = self._pairs.diagonal().copy()
 
     def costs(self, num_units: int) -> np.ndarray:
         """See `Reader.costs`. Below 0 where the unit cancels out with some that are gone."""
