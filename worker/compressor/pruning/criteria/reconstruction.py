@@ -21,11 +21,16 @@ class Reconstruction(Criterion):
     """`s_u = Σ_l tr(W_u' ((H⁻¹)_uu)⁻¹ W_u) / tr(W' H W)` over the layers l that read unit u, `H = X'X`: the share of each output
     that is lost without the unit when the layer is refitted to what is left; where no refit follows,
     `s_u = Σ_l tr(W_u' H_uu W_u) / tr(W' H W)` (Luo et al. 2017, ThiNet, arXiv 1707.06342). Units go in turn, the cheapest first,
-    and each costs what it does once those before it have gone (`elimination`). Of a branch the share of the network's answers.
+    and each costs what it does once those before it have gone (`elimination`). Of a weight `w² / [H⁻¹]_dd`, as in SparseGPT
+    (Frantar and Alistarh 2023, arXiv 2301.00774); the refit that follows solves for all that is left of a layer at once. Of a
+    branch the share of the network's answers.
     """
 
     name = "reconstruction"
-    help = "share of the next layers' outputs that is lost with the channel, beyond what a refit brings back if one follows"
+    help = (
+        "share of the next layers' outputs that is lost with the channel, beyond what a refit brings back if one follows; "
+        "of weights SparseGPT's score"
+    )
     needs: ClassVar[list[str]] = ["data"]
     is_loss: ClassVar[bool] = True
     structures: ClassVar[tuple[str, ...]] = (*Criterion.structures, "layers")
