@@ -44,10 +44,9 @@ STAGES = {"cut": "as cut", "recovered": "512 unlabelled rows", "tuned": "one epo
 SAMPLES = 512
 FIRST = Training(epochs=4, peak=0.1)
 AGAIN = Training(epochs=1, peak=0.05)
-#: Where a repair follows the default is asked for.
 DEFAULT = "default"
-#: As cut the best of these, as Torch-Pruning's is the best of its eight.
-SPECS: dict[str, dict[str, Any]] = {
+#: As cut the best of these counts, as Torch-Pruning's is the best of its eight; where a repair follows the default is asked for.
+SPECS: dict[str, Row] = {
     DEFAULT: {},
     "bn_scale, sensitivity": {"criterion": "bn_scale", "allocation": "sensitivity"},
     **{

@@ -40,15 +40,13 @@ def seconds_until_closed(port: int, *, first: bytes, drip: bytes) -> float:
         began = time.monotonic()
         connection.sendall(first)
         connection.settimeout(0.1)
-        answer = b""
         while time.monotonic() - began < 5:
             with contextlib.suppress(TimeoutError):
                 try:
-                    chunk = connection.recv(4096)
+                    is_closed = not connection.recv(4096)
                 except ConnectionResetError:
-                    chunk = b""  # what was dripped after the end is answered with a reset
-                answer += chunk
-                if not chunk:
+                    is_closed = True  # what was dripped after the end is answered with a reset
+                if is_closed:
                     return time.monotonic() - began
             try:
                 connection.sendall(drip)

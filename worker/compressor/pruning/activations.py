@@ -130,6 +130,7 @@ def observe_inputs(view: Network, samples: Samples) -> dict[str, Inputs]:
 
 class _Read:
     """What a layer reads, summed up over the rows: `weight` is `[G, D, O]`, `sizes` `[G, D]`; `energy` is that of its outputs.
+    `inner` is `H` `[G, D, D]`, None where D is too wide or the inputs are not finite.
 
     Where the layer is to be refitted its bias, if it has one, takes the mean over.
     """
@@ -138,20 +139,16 @@ class _Read:
         self.layer = layer
         self.weight = layer.matrix(torch.from_numpy(np.ascontiguousarray(view.tensors[layer.weight]))).double()
         is_centred = refit and layer.bias is not None
-        self._inner: Tensor | None = None
+        self.inner: Tensor | None = None
         if layer.num_inputs > MAX_INPUTS:
             self.diagonal, energy = _diagonal_and_energy(_sampled_rows(layer, x), self.weight, centred=is_centred)
         else:
-            self._inner = _inner(layer, _sampled_rows(layer, x), centred=is_centred)
-            self.diagonal = self._inner.diagonal(dim1=1, dim2=2).clamp_min(0)
-            energy = ((self._inner @ self.weight) * self.weight).sum()
+            inner = _inner(layer, _sampled_rows(layer, x), centred=is_centred)
+            self.diagonal = inner.diagonal(dim1=1, dim2=2).clamp_min(0)
+            energy = ((inner @ self.weight) * self.weight).sum()
+            self.inner = inner if inner.isfinite().all() else None
         self.energy = float(energy.clamp_min(1e-30))
         self.sizes = self.diagonal.sqrt()
-
-    @cached_property
-    def inner(self) -> Tensor | None:
-        """`H` `[G, D, D]`; None where D is too wide, or the inputs are not finite."""
-        return self._inner if self._inner is not None and self._inner.isfinite().all() else None
 
     @cached_property
     def inverse(self) -> Tensor | None:
